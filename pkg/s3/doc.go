@@ -8,5 +8,8 @@
 // and the key; classify with errors.Is. An error that wraps no sentinel is unknown: it says nothing about the
 // object. In particular only ErrNotExist means that a key is absent; a 503 or a timeout never does.
 //
+// A call whose context ends fails with ErrUnavailable, which then also wraps the context's error. A call that cannot
+// read the Body it is to send fails with the reader's error.
+//
 // Bodies are an io.ReaderAt with a size, so a retry re-reads the same bytes.
 package s3

@@ -109,11 +109,14 @@ type ListInput struct {
 // nearly all servers; do not rely on it for merging.
 type Page struct {
 	Objects  []Info
-	Prefixes []Key // common prefixes, with the delimiter
+	Prefixes []Key  // common prefixes, with the delimiter
 	Token    string // empty on the last page
 }
 
 // Bucket is one bucket of one server.
+//
+// A mutation's Info holds what its answer says: the key, the ETag and the size sent. Modified is zero after Put and
+// CompleteUpload; after Copy it is set and Size is -1 (the caller knows the source); Meta is nil.
 type Bucket interface {
 	// Name is the bucket's name.
 	Name() string
