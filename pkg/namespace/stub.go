@@ -1,0 +1,4 @@
+package namespace
+
+type tree struct{}
+type taskState struct{}
