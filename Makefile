@@ -1,0 +1,35 @@
+# Every target does its own set-up; nothing is checked elsewhere that a target here does not do.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+IMAGE   ?= csi-s3:$(VERSION)
+export GOFLAGS := $(filter-out -buildvcs=false,$(GOFLAGS)) -buildvcs=false
+
+# Modules beside the driver's: what is heavy lives there, so that it never enters the driver's go.mod.
+NESTED := $(shell git ls-files '*/go.mod' 2>/dev/null | xargs -r -n1 dirname)
+
+.PHONY: help build test lint demo conformance chaos e2e bench soak image
+
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+build: ## the static binary bin/csi-s3
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
+
+# go test prints one line per package; the closing lines are what a reader of a CI log sees.
+test: ## all tests of all modules, with the race detector; as root with /dev/fuse also the real mounts
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; status=0; \
+	for dir in . $(NESTED); do \
+	  echo "== go test $$dir"; \
+	  (cd "$$dir" && $(GO) test -race -timeout 20m ./...) 2>&1 | tee -a "$$log" || status=$$?; \
+	done; \
+	echo "== result"; grep -E '^(ok|FAIL|---|panic:)' "$$log" | tail -n 60 || true; \
+	exit $$status
+
+lint: ## gofmt, go vet and golangci-lint on all modules
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
+	@for dir in . $(NESTED); do echo "== go vet $$dir"; (cd "$$dir" && $(GO) build ./... && $(GO) vet ./...); done
