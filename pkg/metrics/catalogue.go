@@ -1,0 +1,51 @@
+package metrics
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// Volume is what a volume reports about itself at a scrape.
+type Volume struct {
+	DirtyBytes     int64   // bytes not yet in the bucket
+	DirtyFiles     int     // files that hold such bytes
+	Queue          int     // changes that wait for the bucket
+	OldestDirtyAge float64 // seconds since the oldest such byte was written
+	CacheBytes     int64   // bytes that the cache holds on the disk
+	CacheLimit     int64   // bytes that it may hold
+	HitRate        float64 // part of the read bytes that came from the cache, 0 to 1
+	HiddenKeys     int64   // keys that POSIX cannot name
+}
+
+// gauge is one number of every volume.
+type gauge struct {
+	name, help string
+	of         func(Volume) float64
+}
+
+// volumeGauges are the metrics with the one label volume, the volume ID. A name ends with its unit.
+var volumeGauges = [...]gauge{
+	{"csi_s3_dirty_bytes", "Bytes written that are not yet in the bucket.", func(v Volume) float64 { return float64(v.DirtyBytes) }},
+	{"csi_s3_dirty_files", "Files that hold bytes not yet in the bucket.", func(v Volume) float64 { return float64(v.DirtyFiles) }},
+	{"csi_s3_queue_length", "Changes (uploads, copies, deletes) that wait for the bucket.", func(v Volume) float64 { return float64(v.Queue) }},
+	{"csi_s3_oldest_dirty_seconds", "Age of the oldest byte that is not yet in the bucket.", func(v Volume) float64 { return v.OldestDirtyAge }},
+	{"csi_s3_cache_bytes", "Bytes that the volume's cache holds on the node's disk.", func(v Volume) float64 { return float64(v.CacheBytes) }},
+	{"csi_s3_cache_limit_bytes", "Bytes that the volume's cache may hold.", func(v Volume) float64 { return float64(v.CacheLimit) }},
+	{"csi_s3_cache_hit_ratio", "Part of the bytes read that came from the cache, 0 to 1.", func(v Volume) float64 { return v.HitRate }},
+	{"csi_s3_hidden_keys", "Keys of the bucket that POSIX cannot name and the mount does not show.", func(v Volume) float64 { return float64(v.HiddenKeys) }},
+}
+
+// rpcSeconds is the duration of CSI calls. NodeUnstageVolume waits for uploads, hence the long tail.
+func rpcSeconds() *prometheus.HistogramVec {
+	return prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "csi_s3_rpc_duration_seconds",
+		Help:    "Duration of CSI calls by method and gRPC code.",
+		Buckets: []float64{.005, .02, .1, .5, 2, 10, 60, 120},
+	}, []string{"method", "code"})
+}
+
+// buildInfo is always 1; its labels say what runs.
+func buildInfo(version string) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name:        "csi_s3_build_info",
+		Help:        "Always 1; the label version says what runs.",
+		ConstLabels: prometheus.Labels{"version": version},
+	}, func() float64 { return 1 })
+}
