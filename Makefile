@@ -11,7 +11,7 @@ export GOFLAGS := $(filter-out -buildvcs=false,$(GOFLAGS)) -buildvcs=false
 # Modules beside the driver's: what is heavy lives there, so that it never enters the driver's go.mod.
 NESTED := $(shell git ls-files '*/go.mod' 2>/dev/null | xargs -r -n1 dirname)
 
-.PHONY: help build test lint demo conformance chaos e2e bench soak image
+.PHONY: help build test lint image
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -29,7 +29,17 @@ test: ## all tests of all modules, with the race detector; as root with /dev/fus
 	echo "== result"; grep -E '^(ok|FAIL|---|panic:)' "$$log" | tail -n 60 || true; \
 	exit $$status
 
-lint: ## gofmt, go vet and golangci-lint on all modules
+lint: bin/golangci-lint ## gofmt, go vet and golangci-lint on all modules
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
 	if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
-	@for dir in . $(NESTED); do echo "== go vet $$dir"; (cd "$$dir" && $(GO) build ./... && $(GO) vet ./...); done
+	@for dir in . $(NESTED); do \
+	  echo "== lint $$dir"; \
+	  (cd "$$dir"; [ -n "$$($(GO) list ./... 2>/dev/null)" ] || exit 0; \
+	   $(GO) vet ./... && $(CURDIR)/bin/golangci-lint run --config $(CURDIR)/.golangci.yml ./...); \
+	done
+
+bin/golangci-lint: test/lint/go.mod
+	$(GO) -C test/lint build -o $(CURDIR)/$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+image: ## the container image $(IMAGE); needs docker
+	docker build --build-arg VERSION=$(VERSION) -t $(IMAGE) .

@@ -83,7 +83,7 @@ func (m *Metrics) serve(ctx context.Context, l net.Listener) error {
 	mux.Handle("GET /metrics", m.Handler())
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second}
 	// Ends with ctx; a scrape under way is cut off, nobody waits for it.
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	stop := context.AfterFunc(ctx, func() { srv.Close() }) //nolint:errcheck // there is nothing left to do about a listener that does not close
 	defer stop()
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve metrics: %w", err)
