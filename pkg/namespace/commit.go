@@ -1,0 +1,272 @@
+package namespace
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/csi-s3/csi-s3/pkg/journal"
+	"github.com/csi-s3/csi-s3/pkg/s3"
+)
+
+// Prepare fills the attributes from the inode as it is now. For Content it is called after the snapshot was taken: what
+// is written later makes the inode dirty again.
+func (t *Tree) Prepare(k *Task) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := k.n
+	t.writes++
+	id := fmt.Sprintf("%s-%d-%d-%d", t.opt.WriterID, n.attr.Ino, t.opt.Now().UnixNano(), t.writes)
+	meta, err := encodeAttr(n.attr, n.target, n.xattrs, n.extra, id)
+	if err != nil {
+		return err
+	}
+	k.Attr = s3.Attributes{Meta: meta, ContentType: n.contentType}
+	k.metaGen = n.metaGen
+	if k.Content {
+		k.contGen = n.contGen
+	}
+	n.prepared = true
+	return nil
+}
+
+// finishTask takes a task off its node and lets the node be planned again.
+func (t *tree) finishTask(k *Task) {
+	n := k.n
+	for _, key := range k.keys() {
+		delete(t.busy, key)
+	}
+	n.running = nil
+	if n.prepared && n.nextChanged != 0 {
+		n.changed, n.first, n.urgent = n.nextChanged, n.nextFirst, false
+	}
+	n.nextChanged, n.prepared = 0, false
+}
+
+// Commit records that the task was carried out and verified; info is the new object's (zero for Delete, Move, Purge).
+// write must add the records to the journal as one frame, with the caller's own if it has any (cache.Snapshot.Commit);
+// nil appends them alone. moved gives, for Move, the copies by their source key. The task is ended in any case; after an
+// error of the journal the tree takes no more mutations.
+func (t *Tree) Commit(k *Task, info s3.Info, moved map[s3.Key]s3.Info, write func(...journal.Record) error) error {
+	t.mu.Lock()
+	defer t.unlock()
+	n := k.n
+	changed := []*node{n}
+	switch k.Verb {
+	case Put, Copy:
+		changed = append(changed, t.stored(k, info)...)
+	case Delete:
+		n.dropObj(k.Key)
+		t.release(k.Key, n)
+		t.tell(k.Key, nil)
+	case Move:
+		t.movedTo(k, moved)
+	case Purge:
+		n.purges = n.purges[1:]
+		t.noteMoved(n)
+		dir, name := parentPrefix(k.SrcPrefix)
+		if k.DstPrefix != "" && t.opt.Settled != nil {
+			t.opt.Settled(dir, strings.TrimSuffix(name, "/"), true, nil)
+		}
+	}
+	if n.lastErr != nil {
+		t.lastErr = nil
+	}
+	n.attempts, n.lastErr, n.retry = 0, nil, time.Time{}
+	t.finishTask(k)
+	if t.broken != nil {
+		return t.broken
+	}
+	recs := t.save(changed...)
+	if write == nil {
+		write = t.j.Append
+	}
+	if err := write(recs...); err != nil {
+		t.broken = fmt.Errorf("journal: %w", err)
+		return t.broken
+	}
+	t.schedule(n, t.dueAt(n))
+	if k.Verb != Put || len(changed) > 1 || n.isDir() {
+		t.unblock()
+	}
+	return nil
+}
+
+// stored enters a new object and returns other nodes that changed by it.
+func (t *tree) stored(k *Task, info s3.Info) []*node {
+	n := k.n
+	var changed []*node
+	if m := t.owner[k.Key]; m != nil && m != n {
+		m.dropObj(k.Key)
+		t.release(k.Key, m)
+		if m.changed != 0 {
+			t.schedule(m, t.dueAt(m))
+		}
+		changed = append(changed, m)
+	}
+	o := object{key: k.Key, etag: info.ETag, size: info.Size, contGen: k.contGen, metaGen: k.metaGen}
+	if old := n.objAt(k.Key); old != nil {
+		*old = o
+	} else {
+		n.objs = append(n.objs, o)
+	}
+	t.claim(k.Key, n)
+	if k.Key == t.orphanKey(n) {
+		n.save = false
+		return changed
+	}
+	info.Key = k.Key
+	t.tell(k.Key, &info)
+	return changed
+}
+
+// tell reports a change of the bucket to whoever caches listings.
+func (t *tree) tell(key s3.Key, info *s3.Info) {
+	if t.opt.Settled == nil {
+		return
+	}
+	dir, name := parentPrefix(key)
+	plain := strings.TrimSuffix(name, "/")
+	t.opt.Settled(dir, plain, plain != name, info)
+}
+
+// movedTo switches a directory over to the place where its objects now are.
+func (t *tree) movedTo(k *Task, moved map[s3.Key]s3.Info) {
+	n := k.n
+	n.purges = append(n.purges, purge{k.SrcPrefix, k.DstPrefix})
+	n.save = false
+	n.origin = ""
+	if p, ok := t.remotePrefix(n); !ok || p != k.DstPrefix {
+		n.origin = k.DstPrefix
+	}
+	t.moved[n] = struct{}{}
+	t.follow(n, k.SrcPrefix, k.DstPrefix, moved)
+	if t.opt.Settled != nil {
+		dir, name := parentPrefix(k.DstPrefix)
+		t.opt.Settled(dir, strings.TrimSuffix(name, "/"), true, &s3.Info{Key: k.DstPrefix})
+	}
+}
+
+// follow gives the untracked nodes below a moved directory their new keys.
+func (t *tree) follow(d *node, src, dst s3.Key, moved map[s3.Key]s3.Info) {
+	d.version++
+	for _, c := range d.children {
+		if !c.tracked {
+			for i := range c.objs {
+				o := &c.objs[i]
+				rest, ok := strings.CutPrefix(string(o.key), string(src))
+				if !ok {
+					continue
+				}
+				if info, ok := moved[o.key]; ok {
+					o.etag = info.ETag
+				}
+				o.key = dst + s3.Key(rest)
+			}
+		}
+		if c.isDir() && c.origin == "" {
+			t.follow(c, src, dst, moved)
+		}
+	}
+}
+
+// Fail ends a task that did not succeed; it comes again not before retry.
+func (t *Tree) Fail(k *Task, err error, retry time.Time) {
+	t.mu.Lock()
+	defer t.unlock()
+	n := k.n
+	t.finishTask(k)
+	n.attempts++
+	n.lastErr, n.retry = err, retry
+	t.lastErr = err
+	t.schedule(n, t.dueAt(n))
+	t.unblock()
+}
+
+// Ours says that an object was written by this cache directory (by its write-id): then a failed precondition was our
+// own earlier, unacknowledged attempt. Adopt tells the tree its ETag so that the task can be tried again.
+func (t *Tree) Ours(info s3.Info) bool {
+	return strings.HasPrefix(info.Meta[metaWriteID], t.opt.WriterID+"-")
+}
+
+// Same says that an object is the very one that the task writes: its request was applied although its answer was lost.
+func (k *Task) Same(info s3.Info) bool {
+	id := k.Attr.Meta[metaWriteID]
+	return id != "" && info.Meta[metaWriteID] == id
+}
+
+// Adopt ends a task whose precondition failed because of our own earlier attempt: the object at Key is info.
+func (t *Tree) Adopt(k *Task, info s3.Info) {
+	t.mu.Lock()
+	defer t.unlock()
+	t.adopt(k, info)
+}
+
+func (t *tree) adopt(k *Task, info s3.Info) {
+	n := k.n
+	t.finishTask(k)
+	if m := t.owner[k.Key]; m != nil {
+		o := m.objAt(k.Key)
+		o.etag, o.size, o.metaGen = info.ETag, info.Size, 0
+	} else {
+		n.objs = append(n.objs, object{key: k.Key, etag: info.ETag, size: info.Size})
+		t.claim(k.Key, n)
+	}
+	t.schedule(n, t.dueAt(n))
+}
+
+// Conflict ends a Put or Copy whose precondition failed because somebody else wrote Key: foreign is what is there now
+// (nil: it is gone). The foreign object keeps the name; ours becomes NAME.conflict-WRITER-TIME, which is returned. A
+// directory's marker is adopted, and so is the foreign object with Options.Overwrite: kept is then empty.
+func (t *Tree) Conflict(k *Task, foreign *s3.Info) (kept string, err error) {
+	t.mu.Lock()
+	defer t.unlock()
+	n := k.n
+	if foreign == nil {
+		t.finishTask(k)
+		if m := t.owner[k.Key]; m != nil {
+			m.dropObj(k.Key)
+			t.release(k.Key, m)
+		}
+		t.schedule(n, t.dueAt(n))
+		return "", t.append(n)
+	}
+	if n.isDir() || t.opt.Overwrite {
+		t.adopt(k, *foreign)
+		if o := n.objAt(k.Key); n.isDir() && o != nil && !n.local {
+			o.metaGen = n.metaGen
+		}
+		return "", t.append(n)
+	}
+	t.finishTask(k)
+	if m := t.owner[k.Key]; m != nil {
+		m.dropObj(k.Key)
+		t.release(k.Key, m)
+		if m != n {
+			t.schedule(m, t.dueAt(m))
+		}
+	}
+	now := t.opt.Now()
+	for _, l := range n.links {
+		if t.wantPrefix(l.dir)+s3.Key(l.name) != k.Key {
+			continue
+		}
+		kept = fmt.Sprintf("%s.conflict-%.8s-%s", trimName(l.name), t.opt.WriterID, now.UTC().Format("20060102T150405.000000000"))
+		t.detach(l.dir, l.name, now)
+		t.bind(l.dir, kept, n, now)
+		break
+	}
+	t.tell(k.Key, foreign)
+	t.touch(n, now)
+	t.unblock()
+	return kept, t.append(n)
+}
+
+// trimName leaves room for the suffix of a conflict copy in the 255 bytes of a name.
+func trimName(s string) string {
+	const room = 255 - len(".conflict-12345678-20060102T150405.000000000")
+	if len(s) <= room {
+		return s
+	}
+	return strings.ToValidUTF8(s[:room], "")
+}

@@ -1,0 +1,485 @@
+package namespace
+
+import (
+	"container/heap"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/csi-s3/csi-s3/pkg/inode"
+	"github.com/csi-s3/csi-s3/pkg/s3"
+)
+
+// The plan compares what the bucket holds of a node (objs) with what its names ask for, and finds the next step. It
+// keeps no list of past operations: create, write and rename of a file need one Put, create and unlink nothing.
+//
+// Steps wait for each other by keys alone. A key is free for a node when no running task uses it, no directory is
+// moving over it, nothing that must still be deleted stands in its way (DELETE a before PUT a/b and the reverse), and
+// no living node has its only bytes there. Whoever waits is in tree.waiting until a step that frees keys is done.
+
+// verdict is what plan says when it has no task.
+type verdict int
+
+const (
+	inSync  verdict = iota // nothing to do
+	blocked                // others must go first
+	held                   // an open handle keeps it
+	ended                  // the node is gone
+)
+
+// Next hands out a task that may run at now, or nil and the time when it is worth asking again (zero: only after Wake).
+// The caller ends each task with exactly one of Commit, Fail, Adopt and Conflict.
+func (t *Tree) Next(now time.Time) (*Task, time.Time) {
+	t.mu.Lock()
+	defer t.unlock()
+	for len(t.queue) > 0 && t.broken == nil {
+		n := t.queue[0]
+		if n.due.After(now) {
+			return nil, n.due
+		}
+		heap.Pop(&t.queue)
+		k, v := t.plan(n)
+		if k != nil {
+			t.start(n, k)
+			return k, time.Time{}
+		}
+		switch v {
+		case inSync:
+			t.settled(n)
+			if changed := t.relax(n); len(changed) > 0 && t.append(changed...) != nil {
+				return nil, time.Time{}
+			}
+		case blocked:
+			t.waiting[n] = struct{}{}
+		case ended:
+			t.end(n)
+			t.unblock()
+			if t.append(n) != nil {
+				return nil, time.Time{}
+			}
+		}
+	}
+	return nil, time.Time{}
+}
+
+// Wake has a value when Next may have something new.
+func (t *Tree) Wake() <-chan struct{} { return t.wake }
+
+func (t *tree) start(n *node, k *Task) {
+	n.running, n.prepared = k, false
+	k.Ino, k.n, k.Attempts, k.LastErr = n.attr.Ino, n, n.attempts, n.lastErr
+	for _, key := range k.keys() {
+		t.busy[key] = n
+	}
+}
+
+// keys are those that the task alone may use while it runs.
+func (k *Task) keys() []s3.Key {
+	keys := make([]s3.Key, 0, 2)
+	if k.Key != "" {
+		keys = append(keys, k.Key)
+	}
+	if k.Verb == Copy && k.Source.Key != k.Key {
+		keys = append(keys, k.Source.Key)
+	}
+	return keys
+}
+
+// settled notes that the bucket holds all of a node.
+func (t *tree) settled(n *node) {
+	n.changed, n.nextChanged, n.urgent, n.attempts, n.lastErr, n.save = 0, 0, false, 0, nil, false
+	delete(t.unsettled, n)
+	delete(t.waiting, n)
+	if n.heapIndex >= 0 {
+		heap.Remove(&t.queue, n.heapIndex)
+	}
+}
+
+func (t *tree) plan(n *node) (*Task, verdict) {
+	if n.isDir() {
+		return t.planDir(n)
+	}
+	if len(n.links) == 0 {
+		if n.opens > 0 {
+			if n.save {
+				if k := t.planSave(n); k != nil {
+					return k, blocked
+				}
+			}
+			return nil, held
+		}
+		return t.planDelete(n, nil, ended)
+	}
+	keys := t.wantKeys(n)
+	k, v := t.planWrite(n, keys)
+	if k == nil && v == inSync {
+		k, v = t.planDelete(n, keys, inSync)
+	}
+	if k == nil && v == blocked && n.save {
+		k = t.planSave(n)
+	}
+	return k, v
+}
+
+// planWrite brings every wanted key up to date.
+func (t *tree) planWrite(n *node, keys []s3.Key) (*Task, verdict) {
+	base := n.base()
+	stale := n.hasContent() && (base == nil || base.contGen < n.contGen)
+	// An object that is already ours is replaced rather than a second one made.
+	if i := slices.IndexFunc(keys, func(k s3.Key) bool { return n.objAt(k) != nil }); i > 0 {
+		keys = slices.Clone(keys)
+		keys[0], keys[i] = keys[i], keys[0]
+	}
+	for _, key := range keys {
+		o := n.objAt(key)
+		if o != nil && !stale && o.metaGen == n.metaGen && (!n.hasContent() || o.contGen == n.contGen) {
+			continue
+		}
+		k := &Task{Verb: Put, Key: key}
+		switch {
+		case !n.hasContent():
+		case stale:
+			k.Content = true
+			if base != nil {
+				k.Source = Source{base.key, base.etag, base.size}
+			}
+		default:
+			k.Verb, k.Source = Copy, Source{base.key, base.etag, base.size}
+		}
+		k.contGen = n.contGen
+		if !t.free(n, k) {
+			return nil, blocked
+		}
+		return k, inSync
+	}
+	return nil, inSync
+}
+
+// free says that a node may write k.Key now, and fills the task's condition.
+func (t *tree) free(n *node, k *Task) bool {
+	for _, key := range k.keys() {
+		if t.busy[key] != nil {
+			return false
+		}
+	}
+	if t.moving(k.Key, n, k.Verb) {
+		return false
+	}
+	for p, _ := parentPrefix(k.Key); p != "" && len(p) > len(t.opt.Prefix); p, _ = parentPrefix(p) {
+		if t.owner[p[:len(p)-1]] != nil {
+			return false // a file stands where a directory must be
+		}
+	}
+	if !strings.HasSuffix(string(k.Key), "/") {
+		if t.under[k.Key+"/"] > 0 || t.owner[k.Key+"/"] != nil {
+			return false // a directory stands where a file must be
+		}
+		for d := range t.moved {
+			if isUnder(d.origin, k.Key+"/") || slices.ContainsFunc(d.purges, func(p purge) bool { return isUnder(p.src, k.Key+"/") }) {
+				return false
+			}
+		}
+	}
+	switch m := t.owner[k.Key]; {
+	case m == nil:
+		k.Cond = s3.Condition{IfNoneMatch: true}
+	case m != n && t.needs(m, k.Key):
+		m.save = true
+		t.schedule(m, time.Time{})
+		return false
+	default:
+		k.Cond = s3.Condition{IfMatch: m.objAt(k.Key).etag}
+	}
+	return true
+}
+
+// needs says that a node would lose bytes if the object at key went.
+func (t *tree) needs(m *node, key s3.Key) bool {
+	b := m.base()
+	if b == nil || !m.hasContent() || (len(m.links) == 0 && m.opens == 0) {
+		return false
+	}
+	for _, o := range m.objs {
+		if o.key != key && o.contGen == b.contGen {
+			return false
+		}
+	}
+	o := m.objAt(key)
+	return o != nil && o.contGen == b.contGen
+}
+
+// planSave copies a node's bytes to a place of their own, because another node must write where they are.
+func (t *tree) planSave(n *node) *Task {
+	b := n.base()
+	if b == nil || n.objAt(t.orphanKey(n)) != nil {
+		return nil
+	}
+	k := &Task{Verb: Copy, Key: t.orphanKey(n), Source: Source{b.key, b.etag, b.size}, contGen: b.contGen}
+	if t.busy[k.Key] != nil || t.busy[b.key] != nil || t.moving(b.key, n, Delete) {
+		return nil
+	}
+	return k
+}
+
+// planDelete removes objects whose keys no name asks for. A key that another node claims is left to it: it overwrites.
+func (t *tree) planDelete(n *node, keep []s3.Key, done verdict) (*Task, verdict) {
+	for _, o := range n.objs {
+		if slices.Contains(keep, o.key) {
+			continue
+		}
+		if t.busy[o.key] != nil || t.claimant(o.key, n) != nil || t.moving(o.key, n, Delete) {
+			done = blocked
+			continue
+		}
+		return &Task{Verb: Delete, Key: o.key}, inSync
+	}
+	return nil, done
+}
+
+// moving says that a directory is on its way over the key, so that n must wait.
+func (t *tree) moving(key s3.Key, n *node, verb Verb) bool {
+	for d := range t.moved {
+		for _, p := range d.purges {
+			if p.dst == "" && verb == Delete {
+				continue // a removed directory: its purge waits for us
+			}
+			if isUnder(key, p.src) && !(p.dst == "" && d == n) || p.dst != "" && isUnder(key, p.dst) {
+				return true
+			}
+		}
+		if d.origin == "" || len(d.links) == 0 {
+			continue
+		}
+		want := t.wantPrefix(d)
+		if d.origin == want {
+			continue
+		}
+		if isUnder(key, d.origin) || isUnder(key, want) && n.inside(d) {
+			return true
+		}
+	}
+	return false
+}
+
+func (t *tree) planDir(n *node) (*Task, verdict) {
+	if len(n.purges) > 0 {
+		p := n.purges[0]
+		if t.anyBusy(p.src) || p.dst != "" && t.anyBusy(p.dst) {
+			return nil, blocked
+		}
+		if p.dst == "" && t.foreignBelow(p.src, n) {
+			return nil, blocked
+		}
+		return &Task{Verb: Purge, SrcPrefix: p.src, DstPrefix: p.dst}, inSync
+	}
+	if len(n.links) == 0 && n != t.root {
+		return t.planDelete(n, nil, ended)
+	}
+	if n != t.root && n.origin != "" && n.origin != t.wantPrefix(n) {
+		if dst := t.wantPrefix(n); t.canMove(n, dst) {
+			return &Task{Verb: Move, SrcPrefix: n.origin, DstPrefix: dst}, inSync
+		}
+		if dst := t.orphanKey(n) + "/"; n.save && n.origin != dst && !t.anyBusy(n.origin) {
+			return &Task{Verb: Move, SrcPrefix: n.origin, DstPrefix: dst}, inSync
+		}
+		return nil, blocked
+	}
+	keys := t.wantKeys(n)
+	if n.wantMarker {
+		if k, v := t.planWrite(n, keys); k != nil || v == blocked {
+			return k, v
+		}
+	}
+	return t.planDelete(n, keys, inSync)
+}
+
+// canMove says that nothing is in the way of a directory's objects: no directory above it has to move first, nobody
+// else's objects are left at the destination, and no other directory is on its way over either prefix.
+func (t *tree) canMove(n *node, dst s3.Key) bool {
+	for a := n.links[0].dir; a != t.root; a = a.links[0].dir {
+		if a.origin != "" && a.origin != t.wantPrefix(a) || len(a.purges) > 0 {
+			return false
+		}
+	}
+	if t.anyBusy(n.origin) || t.anyBusy(dst) {
+		return false
+	}
+	for d := range t.moved {
+		if d == n || d.inside(n) {
+			continue
+		}
+		for _, p := range d.purges {
+			if overlap(p.src, n.origin) || overlap(p.src, dst) || p.dst != "" && (overlap(p.dst, n.origin) || overlap(p.dst, dst)) {
+				return false
+			}
+		}
+		if d.origin == "" || len(d.links) == 0 || d.origin == t.wantPrefix(d) {
+			continue
+		}
+		if overlap(d.origin, dst) {
+			d.save = true
+			t.schedule(d, time.Time{})
+			return false
+		}
+	}
+	return !t.foreignBelow(dst, n)
+}
+
+func overlap(a, b s3.Key) bool { return isUnder(a, b) || isUnder(b, a) }
+
+// anyBusy says that a task is running on a key or prefix that touches this one.
+func (t *tree) anyBusy(prefix s3.Key) bool {
+	for k := range t.busy {
+		if isUnder(k, prefix) {
+			return true
+		}
+	}
+	for d := range t.moved {
+		if k := d.running; k != nil && (k.Verb == Move || k.Verb == Purge) {
+			if overlap(k.SrcPrefix, prefix) || k.DstPrefix != "" && overlap(k.DstPrefix, prefix) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// foreignBelow says that objects of nodes that are not inside n are left below a prefix.
+func (t *tree) foreignBelow(prefix s3.Key, n *node) bool {
+	if t.under[prefix] == 0 && t.owner[prefix] == nil {
+		return false
+	}
+	for key, m := range t.owner {
+		if m != n && isUnder(key, prefix) && !m.inside(n) {
+			return true
+		}
+	}
+	return false
+}
+
+// relax stops tracking a settled node, and then the directories above it, where the bucket alone now says it all. It
+// returns the nodes whose records change.
+func (t *tree) relax(n *node) []*node {
+	var changed []*node
+	if n.tracked && n.local && n.changed == 0 && n.origin == "" && n.objAt(t.wantKeys(n)[0]) != nil {
+		if _, ok := t.remotePrefix(n.links[0].dir); ok {
+			n.local = false
+			n.version++
+			changed = append(changed, n)
+			for _, c := range n.children {
+				if c.isDir() && c.origin != "" {
+					t.settleOrigin(c, c.origin)
+				}
+				changed = append(changed, t.relax(c)...)
+			}
+		}
+	}
+	for n.tracked && n.changed == 0 && n.running == nil && n != t.root && len(n.links) == 1 && n.below == 0 && !n.local && n.origin == "" && len(n.purges) == 0 {
+		d := n.links[0].dir
+		p, ok := t.remotePrefix(d)
+		key := p + s3.Key(n.links[0].name)
+		if n.isDir() {
+			key += "/"
+		}
+		if !ok || len(n.objs) > 1 || len(n.objs) == 1 && n.objs[0].key != key || len(n.objs) == 0 && !n.isDir() {
+			break
+		}
+		n.tracked = false
+		for _, o := range n.objs {
+			t.release(o.key, n)
+		}
+		d.below--
+		changed = append(changed, n)
+		t.rest(n)
+		n = d
+		if n == t.root {
+			break
+		}
+		changed = append(changed, t.relaxLocal(n)...)
+	}
+	return changed
+}
+
+// relaxLocal is the first half of relax for a directory on the way up.
+func (t *tree) relaxLocal(n *node) []*node {
+	if n.local && n.changed == 0 {
+		return t.relax(n)
+	}
+	return nil
+}
+
+// Skip says that the key is not the business of a Move or Purge: a tracked inode decides it.
+func (t *Tree) Skip(key s3.Key) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.owner[key] != nil {
+		return true
+	}
+	// Below a directory that was itself renamed away from here, the innermost such directory decides.
+	var inner *node
+	var length int
+	for d := range t.moved {
+		if d.origin != "" && isUnder(key, d.origin) && len(d.origin) > length {
+			inner, length = d, len(d.origin)
+		}
+		for _, p := range d.purges {
+			if isUnder(key, p.src) && len(p.src) > length {
+				inner, length = d, len(p.src)
+			}
+		}
+	}
+	return inner != nil && inner.running == nil
+}
+
+// Seq numbers the mutations.
+func (t *Tree) Seq() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.seq
+}
+
+// Urge makes everything that was changed up to now due at once.
+func (t *Tree) Urge() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for n := range t.unsettled {
+		t.urge(n)
+	}
+}
+
+// UrgeInode makes one inode due at once.
+func (t *Tree) UrgeInode(ino inode.Ino) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.nodes[ino]; n != nil && n.changed != 0 {
+		t.urge(n)
+	}
+}
+
+func (t *tree) urge(n *node) {
+	n.urgent = true
+	if _, waits := t.waiting[n]; !waits {
+		t.schedule(n, t.dueAt(n))
+	}
+}
+
+// Pending counts inodes with changes numbered up to seq that the bucket does not hold; of all inodes or, with ino not
+// 0, of that one. An unlinked file that is open does not count: it has nothing to send. err is the last failure of one
+// of them.
+func (t *Tree) Pending(ino inode.Ino, seq uint64) (count int, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.broken != nil {
+		return len(t.unsettled), t.broken
+	}
+	for n := range t.unsettled {
+		if n.changed > seq || ino != 0 && n.attr.Ino != ino || len(n.links) == 0 && n != t.root && n.opens > 0 {
+			continue
+		}
+		count++
+		if n.lastErr != nil {
+			err = n.lastErr
+		}
+	}
+	return count, err
+}

@@ -1,4 +1,0 @@
-package namespace
-
-type tree struct{}
-type taskState struct{}
