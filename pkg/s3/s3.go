@@ -3,6 +3,7 @@ package s3
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"time"
@@ -77,6 +78,32 @@ type Condition struct {
 type Attributes struct {
 	Meta        map[string]string // user metadata: keys [a-z0-9-], values printable ASCII, 2 KB in all
 	ContentType string
+}
+
+// maxMeta is the most bytes of all metadata keys and values that every server takes.
+const maxMeta = 2 << 10
+
+// Validate returns ErrInvalid for metadata that a server refuses or does not give back unchanged. Upper case in keys
+// is let through: it comes back as lower case.
+func (a Attributes) Validate() error {
+	size := 0
+	for k, v := range a.Meta {
+		if k == "" || strings.ContainsFunc(k, notInMetaKey) {
+			return fmt.Errorf("%w: metadata key %q has more than letters, digits, '-', '_' and '.'", ErrInvalid, k)
+		}
+		if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r > '~' }) {
+			return fmt.Errorf("%w: metadata %q is not printable ASCII", ErrInvalid, k)
+		}
+		size += len(k) + len(v)
+	}
+	if size > maxMeta {
+		return fmt.Errorf("%w: metadata of %d bytes, the most is %d", ErrInvalid, size, maxMeta)
+	}
+	return nil
+}
+
+func notInMetaKey(r rune) bool {
+	return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.')
 }
 
 // Body is what an upload sends: exactly Size bytes of R from offset 0. R must return the same bytes on every read.

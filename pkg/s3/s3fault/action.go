@@ -42,8 +42,8 @@ func FailAfter(err error) Action { return Action{kind: failAfter, err: orUnavail
 // UploadPart fails with ErrUnavailable and is not applied, because the length did not fit.
 func ShortBody(n int64) Action { return Action{kind: shortBody, n: n, err: s3.ErrUnavailable} }
 
-// CorruptBody flips a bit on the wire: the body of a Get yields one wrong byte and fails with ErrCorrupt where it
-// should end, as a checksum would find it; a Put or UploadPart fails with ErrCorrupt and is not applied.
+// CorruptBody flips a bit on the wire: the body of a Get yields one wrong byte and fails with ErrCorrupt in place of
+// its last bytes, as a checksum would find it; a Put or UploadPart fails with ErrCorrupt and is not applied.
 func CorruptBody() Action { return Action{kind: corruptBody, err: s3.ErrCorrupt} }
 
 // Delay waits d before the operation. When the context ends first, the operation is not applied and the error is

@@ -105,7 +105,11 @@ func (b *Bucket) Get(ctx context.Context, key s3.Key, r *s3.Range, ifMatch s3.ET
 	case a.kind == shortBody:
 		return &shortReader{ReadCloser: rc, left: a.n, err: b.fail(op, a.err)}, info, nil
 	case a.kind == corruptBody:
-		return &corruptReader{ReadCloser: rc, err: b.fail(op, a.err)}, info, nil
+		left := info.Size
+		if r != nil {
+			left = min(r.End, info.Size) - r.Off
+		}
+		return &corruptReader{ReadCloser: rc, left: left, err: b.fail(op, a.err)}, info, nil
 	}
 	return rc, info, nil
 }
@@ -127,18 +131,24 @@ func (r *shortReader) Read(p []byte) (int, error) {
 
 type corruptReader struct {
 	io.ReadCloser
+	left    int64
 	flipped bool
 	err     error
 }
 
 func (r *corruptReader) Read(p []byte) (int, error) {
+	if r.left <= 0 {
+		return 0, r.err
+	}
 	n, err := r.ReadCloser.Read(p)
+	if r.left -= int64(n); r.left <= 0 || err != nil {
+		// The last bytes are held back: a caller that reads exactly the length would see no error.
+		r.left = 0
+		return 0, r.err
+	}
 	if n > 0 && !r.flipped {
 		p[n-1] ^= 1
 		r.flipped = true
 	}
-	if errors.Is(err, io.EOF) {
-		err = r.err
-	}
-	return n, err
+	return n, nil
 }

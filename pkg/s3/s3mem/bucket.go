@@ -18,7 +18,6 @@ import (
 
 const (
 	maxKey     = 1024    // bytes of a key
-	maxMeta    = 2 << 10 // bytes of all metadata keys and values
 	maxPut     = 5 << 30 // bytes of one PUT, part or copy
 	maxPage    = 1000    // entries of a listing page, keys of a DeleteMany
 	minPart    = 5 << 20 // bytes of every part but the last
@@ -146,29 +145,17 @@ func (b *Bucket) checkKey(op string, key s3.Key) error {
 
 // attributes returns attr as the server stores it.
 func (b *Bucket) attributes(op string, key s3.Key, attr s3.Attributes) (s3.Attributes, error) {
+	if err := attr.Validate(); err != nil {
+		return attr, b.fail(op, key, err)
+	}
 	if len(attr.Meta) == 0 {
 		return s3.Attributes{ContentType: attr.ContentType}, nil
 	}
 	stored := make(map[string]string, len(attr.Meta))
-	size := 0
 	for k, v := range attr.Meta {
-		if k == "" || strings.ContainsFunc(k, notToken) {
-			return attr, b.failf(op, key, s3.ErrInvalid, "metadata key %q", k)
-		}
-		if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r > '~' }) {
-			return attr, b.failf(op, key, s3.ErrInvalid, "metadata value of %q is not printable ASCII", k)
-		}
 		stored[strings.ToLower(k)] = strings.TrimSpace(v)
-		size += len(k) + len(v)
-	}
-	if size > maxMeta {
-		return attr, b.failf(op, key, s3.ErrInvalid, "metadata has %d bytes, the most is %d", size, maxMeta)
 	}
 	return s3.Attributes{Meta: stored, ContentType: attr.ContentType}, nil
-}
-
-func notToken(r rune) bool {
-	return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.')
 }
 
 // read takes the bytes of a request's body off the caller's reader.

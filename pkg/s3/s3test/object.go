@@ -267,8 +267,13 @@ func absent(s *suite) {
 		_, _, err = s.Get(s.ctx, key, &s3.Range{Off: 0, End: 1}, "")
 		s.is(err, s3.ErrNotExist)
 		_, err = s.Copy(s.ctx, key, "", "copy", nil, s3.Condition{})
+		if s.opt.NoOverlap && err != nil && errors.Is(err, s3.ErrUnavailable) {
+			// A server on a file system stumbles over its own directory: unknown, which is honest.
+			continue
+		}
 		s.is(err, s3.ErrNotExist)
 	}
+	s.gone("copy")
 }
 
 func attributes() s3.Attributes {

@@ -1,0 +1,96 @@
+package s3sdk
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net/http"
+)
+
+// exchange is one attempt of one call: what was sent and what came back. It is filled by sender.Do and read after the
+// SDK returns.
+type exchange struct {
+	long bool // wait longer for the answer
+
+	sent      bool
+	err       error // the transport's
+	status    int
+	code      string // the S3 error code, if the answer has one
+	requestID string
+	after     string // Retry-After
+}
+
+type exchangeKey struct{}
+
+func withExchange(ctx context.Context, x *exchange) context.Context {
+	return context.WithValue(ctx, exchangeKey{}, x)
+}
+
+func exchangeOf(ctx context.Context) *exchange {
+	x, _ := ctx.Value(exchangeKey{}).(*exchange)
+	if x == nil {
+		return new(exchange)
+	}
+	return x
+}
+
+const (
+	maxErrorBody = 64 << 10 // bytes
+	maxToken     = 64       // bytes of an error code or request ID
+)
+
+// record takes the parts of an answer that decide about an error. The code is cut out of the body by hand: an XML
+// decoder gives up on a body that names a key with a control byte.
+func (x *exchange) record(resp *http.Response) error {
+	x.status = resp.StatusCode
+	x.requestID = token(resp.Header.Get("X-Amz-Request-Id"))
+	x.after = resp.Header.Get("Retry-After")
+	if resp.StatusCode < 300 {
+		return nil
+	}
+	x.code = token(resp.Header.Get("X-Minio-Error-Code"))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+	rest := resp.Body
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(body), rest), rest}
+	if err != nil {
+		// The status alone is an answer; a code that did not arrive is not guessed.
+		return nil
+	}
+	if code := element(body, "Code"); code != "" {
+		x.code = code
+	}
+	if x.requestID == "" {
+		x.requestID = element(body, "RequestId")
+	}
+	return nil
+}
+
+// element returns the text of the first XML element of that name, "" when it is not a plain token.
+func element(body []byte, name string) string {
+	_, rest, ok := bytes.Cut(body, []byte("<"+name+">"))
+	if !ok {
+		return ""
+	}
+	text, _, ok := bytes.Cut(rest, []byte("</"+name+">"))
+	if !ok {
+		return ""
+	}
+	return token(string(bytes.TrimSpace(text)))
+}
+
+// token returns s if it is short and plain, else "". Nothing else of a server's text reaches an error: some servers
+// echo credentials and strings to sign.
+func token(s string) string {
+	if len(s) > maxToken {
+		return ""
+	}
+	for _, c := range []byte(s) {
+		if !(c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z' || bytes.IndexByte([]byte("-_.:=+/"), c) >= 0) {
+			return ""
+		}
+	}
+	return s
+}
