@@ -9,8 +9,8 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/s3"
 )
 
-// Prepare fills the attributes from the inode as it is now. For Content it is called after the snapshot was taken: what
-// is written later makes the inode dirty again.
+// Prepare fills the attributes from the inode as it is now. For Content it is called before the snapshot is taken: what
+// is written after Prepare makes the inode dirty again, whether the snapshot has it or not.
 func (t *Tree) Prepare(k *Task) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -2,6 +2,7 @@ package namespace
 
 import (
 	"container/heap"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -472,8 +473,16 @@ func (t *Tree) Pending(ino inode.Ino, seq uint64) (count int, err error) {
 	if t.broken != nil {
 		return len(t.unsettled), t.broken
 	}
-	for n := range t.unsettled {
-		if n.changed > seq || ino != 0 && n.attr.Ino != ino || len(n.links) == 0 && n != t.root && n.opens > 0 {
+	nodes := maps.Keys(t.unsettled)
+	if ino != 0 {
+		nodes = func(yield func(*node) bool) {
+			if n := t.nodes[ino]; n != nil && n.changed != 0 {
+				yield(n)
+			}
+		}
+	}
+	for n := range nodes {
+		if n.changed > seq || len(n.links) == 0 && n != t.root && n.opens > 0 {
 			continue
 		}
 		count++

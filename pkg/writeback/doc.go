@@ -1,0 +1,22 @@
+// Package writeback is the one executor of what the namespace wants done in the bucket: uploads, copies, deletes,
+// moves of directories, and the wait for all of it.
+//
+// It promises:
+//   - An object is a frozen state of its file. The tree is asked for attributes first (Prepare) and the snapshot is
+//     taken after that, so a write that falls in between is uploaded once too often and never forgotten.
+//   - Nothing is committed that the bucket did not confirm. When an answer is lost or refused, HEAD and the write-id in
+//     the object's metadata decide: applied, our own earlier attempt (Tree.Adopt), somebody else's object
+//     (Tree.Conflict), or not applied, which is tried again for ever, with pauses.
+//   - Dirty bytes are never given up: every error but a conflict means another attempt, and Status names the last one.
+//   - Only an upload that this process created is ever aborted.
+//
+// A server that ignores conditions on the destination of a copy leaves a window: the destination is looked at before the
+// copy, and what others write there in between is overwritten.
+//
+// Tasks are short (one request and perhaps a HEAD) or long (multipart, directories). Short ones share Options.Meta
+// slots; long ones wait for slots of their own, so that a big upload never holds up a small one. All goroutines belong
+// to the Executor, which waits for them in Stop. No lock is held over a request, nor over a call of the tree or the
+// cache.
+//
+// Start reading in schedule.go, then upload.go and settle.go.
+package writeback

@@ -1,0 +1,70 @@
+package writeback
+
+import (
+	"fmt"
+
+	"github.com/csi-s3/csi-s3/pkg/extent"
+	"github.com/csi-s3/csi-s3/pkg/namespace"
+	"github.com/csi-s3/csi-s3/pkg/s3"
+)
+
+// minCopyPart is the least size, in bytes, of a part that is copied: servers refuse ranges of smaller objects.
+const minCopyPart = 5 << 20
+
+// part is a part of an object to be made: uploaded, or copied from the same range of the task's source.
+type part struct {
+	number   int
+	off, end int64
+	copied   bool
+}
+
+// schedule is the one table of part sizes, in multiples of Options.Part: with 8 MiB, an object of 10,000 parts has
+// 5 TiB. The boundaries depend on nothing but the offset, so a part of the old object is a part of the new one.
+var schedule = [...]struct {
+	parts int
+	scale int64
+}{{1000, 1}, {2000, 8}, {4000, 64}, {3000, 128}}
+
+// layout cuts size bytes into parts.
+func layout(size, base int64) ([]part, error) {
+	var parts []part
+	var off int64
+	for _, s := range schedule {
+		for range s.parts {
+			if off >= size {
+				return parts, nil
+			}
+			end := min(size, off+base*s.scale)
+			parts = append(parts, part{number: len(parts) + 1, off: off, end: end})
+			off = end
+		}
+	}
+	if off < size {
+		return nil, fmt.Errorf("file of %d bytes, the most is %d: %w", size, off, s3.ErrInvalid)
+	}
+	return parts, nil
+}
+
+// plan cuts a file into parts, and says which of them the server can copy: those without a dirty byte that lie wholly
+// in the source.
+func (e *Executor) plan(size int64, dirty extent.Set, src namespace.Source) ([]part, error) {
+	parts, err := layout(size, e.opt.Part)
+	if err != nil {
+		return nil, err
+	}
+	least := min(minCopyPart, e.opt.Part)
+	for i := range parts {
+		p := &parts[i]
+		p.copied = src.Key != "" && p.end <= src.Size && p.end-p.off >= least && !dirty.Overlaps(p.off, p.end)
+	}
+	return parts, nil
+}
+
+// ranges cuts size bytes of an object that is only copied.
+func ranges(size, step int64) []part {
+	var parts []part
+	for off := int64(0); off < size; off += step {
+		parts = append(parts, part{number: len(parts) + 1, off: off, end: min(size, off+step), copied: true})
+	}
+	return parts
+}

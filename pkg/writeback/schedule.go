@@ -1,0 +1,254 @@
+package writeback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/csi-s3/csi-s3/pkg/cache"
+	"github.com/csi-s3/csi-s3/pkg/namespace"
+	"github.com/csi-s3/csi-s3/pkg/s3"
+)
+
+// Pauses between attempts of a task grow from the first to the last of these.
+const (
+	minPause = 100 * time.Millisecond
+	maxPause = 30 * time.Second
+)
+
+// idlePoll is how often a tree without work is asked without having said that it has some.
+const idlePoll = time.Minute
+
+// attempts is how often one request of a long task is tried before the whole task fails.
+const attempts = 10
+
+// loop hands out tasks until Stop.
+func (e *Executor) loop() {
+	defer e.wg.Done()
+	for {
+		if e.brake() != nil || e.short.acquire(e.stopping) != nil {
+			return
+		}
+		k := e.next()
+		if k == nil {
+			e.short.release()
+			return
+		}
+		slot := e.slot(k)
+		if slot != e.short {
+			e.short.release()
+		}
+		e.wg.Add(1)
+		// Ends with the task; Stop waits for it.
+		go func() {
+			defer e.wg.Done()
+			defer e.ended.beat()
+			if slot != e.short && slot.acquire(e.stopping) != nil {
+				e.tree.Fail(k, ErrStopped, e.opt.Now())
+				return
+			}
+			defer slot.release()
+			e.run(k)
+		}()
+	}
+}
+
+// next waits for a task; nil means Stop.
+func (e *Executor) next() *namespace.Task {
+	for {
+		now := e.opt.Now()
+		k, at := e.tree.Next(now)
+		if k != nil {
+			return k
+		}
+		wait := idlePoll
+		if !at.IsZero() {
+			wait = at.Sub(now)
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-e.tree.Wake():
+		case <-timer.C:
+		case <-e.stopping.Done():
+		}
+		timer.Stop()
+		if e.stopping.Err() != nil {
+			return nil
+		}
+	}
+}
+
+// slot is what a task needs before it may run.
+func (e *Executor) slot(k *namespace.Task) slots {
+	switch k.Verb {
+	case namespace.Move, namespace.Purge:
+		return e.trees
+	case namespace.Copy:
+		if k.Source.Size > e.opt.MaxCopy {
+			return e.uploads
+		}
+	case namespace.Put:
+		size := k.Source.Size
+		if f := e.store.Lookup(cache.ID(k.Ino)); f != nil {
+			size = f.Size()
+		}
+		if k.Content && size > e.opt.SinglePut {
+			return e.uploads
+		}
+	}
+	return e.short
+}
+
+// brake slows the loop down while the server is away: a long queue must not become a storm of requests.
+func (e *Executor) brake() error {
+	e.mu.Lock()
+	n := e.failures - e.opt.Meta
+	e.mu.Unlock()
+	if n < 0 || e.stopping.Err() != nil {
+		return e.stopping.Err()
+	}
+	return sleep(e.stopping, rand.N(min(5*time.Second, minPause<<min(n, 10))))
+}
+
+// result is what a task did. Its snapshot, if any, is committed with it and then released.
+type result struct {
+	info  s3.Info
+	moved map[s3.Key]s3.Info
+	snap  *cache.Snapshot
+}
+
+// run carries out a task and ends it.
+func (e *Executor) run(k *namespace.Task) {
+	e.mu.Lock()
+	e.running++
+	e.mu.Unlock()
+	err := e.do(k)
+	if err != nil {
+		err = e.refuse(k, err)
+	}
+	e.mu.Lock()
+	e.running--
+	e.lastErr = err
+	switch {
+	case err == nil:
+		e.done++
+		e.failures = 0
+	case errors.Is(err, s3.ErrUnavailable):
+		e.failures++
+	}
+	e.mu.Unlock()
+}
+
+func (e *Executor) do(k *namespace.Task) error {
+	var r result
+	var err error
+	switch k.Verb {
+	case namespace.Put:
+		r, err = e.put(e.ctx, k)
+	case namespace.Copy:
+		r, err = e.copy(e.ctx, k)
+	case namespace.Delete:
+		err = e.bucket.Delete(e.ctx, k.Key)
+	case namespace.Move:
+		r.moved, err = e.move(e.ctx, k)
+	case namespace.Purge:
+		err = e.purge(e.ctx, k)
+	default:
+		err = fmt.Errorf("task of verb %d: %w", k.Verb, errors.ErrUnsupported)
+	}
+	if err != nil {
+		return err
+	}
+	if r.snap == nil {
+		err = e.tree.Commit(k, r.info, r.moved, nil)
+	} else {
+		defer r.snap.Release()
+		err = e.tree.Commit(k, r.info, r.moved, r.snap.Commit)
+	}
+	if err != nil {
+		// The bucket has it, the journal does not: after a restart it is found by its write-id and done again.
+		e.log.Error("commit was not journaled", "ino", k.Ino, "key", string(k.Key), "err", err)
+		return endedError{err}
+	}
+	return nil
+}
+
+// endedError: the tree knows already that the task is over.
+type endedError struct{ error }
+
+func (e endedError) Unwrap() error { return e.error }
+
+// refuse ends a task that did not succeed.
+func (e *Executor) refuse(k *namespace.Task, err error) error {
+	var taken *takenError
+	var ended endedError
+	switch {
+	case errors.As(err, &ended):
+		return err
+	case errors.As(err, &taken) && taken.ours:
+		e.tree.Adopt(k, *taken.found)
+		return nil
+	case errors.As(err, &taken):
+		kept, cerr := e.tree.Conflict(k, taken.found)
+		e.log.Warn("object was changed by others", "ino", k.Ino, "key", string(k.Key), "kept", kept, "err", err)
+		if cerr != nil {
+			return cerr
+		}
+		if kept != "" {
+			e.mu.Lock()
+			e.conflicts[k.Ino]++
+			e.mu.Unlock()
+			if e.opt.Conflict != nil {
+				e.opt.Conflict(k.Ino, kept)
+			}
+		}
+		return nil
+	}
+	wait := backoff(k.Attempts)
+	e.tree.Fail(k, err, e.opt.Now().Add(wait))
+	e.log.Warn("write-back failed", "ino", k.Ino, "key", string(k.Key), "attempt", k.Attempts+1, "retry", wait, "err", err)
+	return err
+}
+
+// backoff is the pause after so many failures: random, so that the tasks of many nodes do not come back together.
+func backoff(failures int) time.Duration {
+	limit := min(maxPause, minPause<<min(failures, 16))
+	return minPause + rand.N(limit)
+}
+
+// sleep waits for d, or returns ctx's error.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// transient says that the same request may succeed later, without anything else being done.
+func transient(err error) bool {
+	for _, t := range []error{s3.ErrUnavailable, s3.ErrCorrupt, s3.ErrAuth, s3.ErrFull, s3.ErrNoBucket} {
+		if errors.Is(err, t) {
+			return true
+		}
+	}
+	return false
+}
+
+// persist repeats one request of a long task while its error is transient.
+func persist[T any](ctx context.Context, request func() (T, error)) (T, error) {
+	for failures := 0; ; failures++ {
+		v, err := request()
+		if err == nil || !transient(err) || failures+1 >= attempts {
+			return v, err
+		}
+		if serr := sleep(ctx, backoff(failures)); serr != nil {
+			return v, errors.Join(serr, err)
+		}
+	}
+}

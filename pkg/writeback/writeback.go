@@ -1,0 +1,200 @@
+package writeback
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/csi-s3/csi-s3/pkg/cache"
+	"github.com/csi-s3/csi-s3/pkg/fetch"
+	"github.com/csi-s3/csi-s3/pkg/inode"
+	"github.com/csi-s3/csi-s3/pkg/namespace"
+	"github.com/csi-s3/csi-s3/pkg/s3"
+)
+
+// ErrConflict: somebody else wrote the object meanwhile; theirs keeps the name, ours was kept under another one.
+var ErrConflict = errors.New("the file was changed by others in the bucket")
+
+// ErrStopped: the Executor was stopped before the work was done. It goes on with the next start.
+var ErrStopped = errors.New("write-back was stopped")
+
+// Options of an Executor. The zero value works.
+type Options struct {
+	Uploads int // multipart uploads at once, 0 means 4
+	Parts   int // parts in flight, of all uploads together, 0 means 8
+	Meta    int // short requests at once, uploads of small files included, 0 means 16
+
+	SinglePut int64   // the largest file, in bytes, that is sent by one PUT, 0 means 16 MiB
+	Part      int64   // size of the first parts in bytes, 0 means 8 MiB; later ones are 8, 64 and 128 times as large
+	MaxCopy   int64   // the largest object, in bytes, that one copy request may copy, 0 means 5 GiB
+	HighWater float64 // part of the cache's capacity above which writers are slowed down, 0 means 0.8
+	// Patience is how long a writer waits at the cache's hard limit without any upload being finished, 0 means 10 s.
+	Patience time.Duration
+
+	// Conflict hears of a file whose name somebody else's object took: ours is now called kept. It is called without
+	// locks and must not wait for the Executor.
+	Conflict func(ino inode.Ino, kept string)
+	Log      *slog.Logger     // nil: silent
+	Now      func() time.Time // nil: time.Now
+}
+
+// Executor carries out the tasks of one volume's tree.
+type Executor struct {
+	tree    *namespace.Tree
+	store   *cache.Store
+	fetcher *fetch.Fetcher
+	bucket  s3.Bucket
+	opt     Options
+	log     *slog.Logger
+
+	short, uploads, parts, trees slots
+
+	stopping context.Context // ends when no new task may begin
+	stop     context.CancelFunc
+	ctx      context.Context // of the running tasks
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup // the loop and the running tasks
+
+	ended pulse // beats when a task has ended
+
+	mu        sync.Mutex
+	running   int               // guarded by mu: tasks
+	done      uint64            // guarded by mu: tasks that succeeded
+	failures  int               // guarded by mu: tasks in a row that found the server unavailable
+	lastErr   error             // guarded by mu: of the last task that failed, nil after a success
+	conflicts map[inode.Ino]int // guarded by mu: how many there were
+	urged     uint64            // guarded by mu: Tree.Seq at the last Urge of Throttle
+}
+
+// New makes an Executor. Start starts it.
+func New(tree *namespace.Tree, store *cache.Store, fetcher *fetch.Fetcher, bucket s3.Bucket, opt Options) *Executor {
+	defaults(&opt.Uploads, 4)
+	defaults(&opt.Parts, 8)
+	defaults(&opt.Meta, 16)
+	defaults(&opt.SinglePut, 16<<20)
+	defaults(&opt.Part, 8<<20)
+	defaults(&opt.MaxCopy, 5<<30)
+	defaults(&opt.HighWater, 0.8)
+	defaults(&opt.Patience, 10*time.Second)
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	if opt.Now == nil {
+		opt.Now = time.Now
+	}
+	e := &Executor{
+		tree: tree, store: store, fetcher: fetcher, bucket: bucket, opt: opt, log: opt.Log,
+		short: newSlots(opt.Meta), uploads: newSlots(opt.Uploads), parts: newSlots(opt.Parts), trees: newSlots(2),
+		conflicts: map[inode.Ino]int{},
+	}
+	e.stopping, e.stop = context.WithCancel(context.Background())
+	e.ctx, e.cancel = context.WithCancel(context.Background())
+	return e
+}
+
+func defaults[T int | int64 | float64 | time.Duration](v *T, d T) {
+	if *v <= 0 {
+		*v = d
+	}
+}
+
+// Start begins to carry out tasks. Call it once.
+func (e *Executor) Start() {
+	e.wg.Add(1)
+	// Ends with Stop, which waits for it.
+	go e.loop()
+}
+
+// Stop begins no new task and waits for the running ones. When ctx ends first, their requests are broken off; the error
+// is then ctx's. What is not in the bucket stays in the journal and the cache.
+func (e *Executor) Stop(ctx context.Context) error {
+	e.stop()
+	defer e.cancel()
+	idle := make(chan struct{})
+	// Ends with the last task, which does not take longer than a request that was broken off.
+	go func() {
+		e.wg.Wait()
+		close(idle)
+	}()
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+	}
+	e.cancel()
+	<-idle
+	return ctx.Err()
+}
+
+// Status is what an Executor does.
+type Status struct {
+	Running    int       // tasks
+	Queue      int       // inodes with changes that the bucket does not hold, running ones included
+	Oldest     time.Time // of these changes, zero when there is none
+	DirtyBytes int64
+	DirtyFiles int
+	Done       uint64 // tasks that succeeded since Start
+	LastError  error  // of the last task that failed, nil once one succeeded after it
+}
+
+// Status is cheap and waits for nothing.
+func (e *Executor) Status() Status {
+	t, u := e.tree.Stats(), e.store.Usage()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := Status{
+		Running: e.running, Queue: t.Unsettled, Oldest: t.Oldest, DirtyBytes: u.Dirty, DirtyFiles: u.DirtyFiles,
+		Done: e.done, LastError: e.lastErr,
+	}
+	if s.LastError == nil {
+		s.LastError = t.LastError
+	}
+	return s
+}
+
+// slots bounds how much of one kind is under way.
+type slots struct{ free chan struct{} }
+
+func newSlots(n int) slots { return slots{make(chan struct{}, n)} }
+
+// acquire takes a slot, or returns ctx's error.
+func (s slots) acquire(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	select {
+	case s.free <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s slots) release() { <-s.free }
+
+// pulse wakes all who wait, again and again.
+type pulse struct {
+	mu sync.Mutex
+	ch chan struct{} // guarded by mu
+}
+
+// next is closed at the next beat.
+func (p *pulse) next() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ch == nil {
+		p.ch = make(chan struct{})
+	}
+	return p.ch
+}
+
+func (p *pulse) beat() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ch != nil {
+		close(p.ch)
+		p.ch = nil
+	}
+}
