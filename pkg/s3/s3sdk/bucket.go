@@ -50,7 +50,10 @@ func (b *bucket) HeadBucket(ctx context.Context) error {
 		}
 		// A 404 without a body is not certain; a listing says in its body what is absent.
 		settled := b.once(ctx, call{op: op}, func(ctx context.Context, api *sdk.Client) error {
-			_, err := api.ListObjectsV2(ctx, &sdk.ListObjectsV2Input{Bucket: &b.name, MaxKeys: aws.Int32(1), EncodingType: types.EncodingTypeUrl})
+			out, err := api.ListObjectsV2(ctx, &sdk.ListObjectsV2Input{Bucket: &b.name, MaxKeys: aws.Int32(1), EncodingType: types.EncodingTypeUrl})
+			if err == nil && out.IsTruncated == nil && out.Name == nil {
+				return b.fail(op, "", s3.ErrUnavailable, notListing)
+			}
 			return err
 		})
 		return settled

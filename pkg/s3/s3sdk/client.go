@@ -18,7 +18,8 @@ import (
 // when they do, make a new Client.
 type Client struct {
 	api     *sdk.Client
-	cfg     Config
+	cfg     Config // without the credentials
+	redact  func(string) string
 	release func()
 	// declare: uploads are created with the algorithm of their parts' checksums. Amazon S3 refuses a part's checksum
 	// without it; MinIO with it refuses UploadPartCopy.
@@ -66,7 +67,9 @@ func New(c Config) (*Client, error) {
 
 		Retryer: aws.NopRetryer{},
 	})
-	return &Client{api: api, cfg: c, release: release, declare: c.amazon(), buffers: sync.Pool{New: func() any {
+	redact := redactor(c.Credentials)
+	c.Credentials = Credentials{}
+	return &Client{api: api, cfg: c, redact: redact, release: release, declare: c.amazon(), buffers: sync.Pool{New: func() any {
 		buf := make([]byte, crcBuffer)
 		return &buf
 	}}}, nil

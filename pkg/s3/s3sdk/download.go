@@ -85,6 +85,9 @@ func (d *download) describe(out *sdk.GetObjectOutput, r *s3.Range, ifMatch s3.ET
 	if out.ContentLength == nil || d.left < 0 {
 		return info, b.fail("get", d.key, s3.ErrCorrupt, "answer without a length")
 	}
+	if err := b.tagged("get", info); err != nil {
+		return info, err
+	}
 	if ifMatch != "" && info.ETag != ifMatch {
 		return info, b.fail("get", d.key, s3.ErrPrecondition, "the answer has ETag %q, asked for %q", info.ETag, ifMatch)
 	}
@@ -134,7 +137,7 @@ func (d *download) Read(p []byte) (int, error) {
 
 func (d *download) fail(kind error, detail string, cause error) error {
 	e := d.bucket.fail("read body of", d.key, kind, "%s", detail)
-	e.cause = errors.Join(cause, d.ctx.Err())
+	e.cause = errors.Join(d.bucket.clean(cause), d.ctx.Err())
 	e.Detail += fmt.Sprintf(" with %d bytes to come", d.left)
 	d.err = e
 	return e

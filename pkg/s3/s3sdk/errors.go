@@ -2,6 +2,7 @@ package s3sdk
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -26,7 +27,6 @@ type Error struct {
 
 	kind    error
 	cause   error
-	secrets Credentials
 	after   string // Retry-After
 	refused bool   // certainly not applied
 }
@@ -56,14 +56,7 @@ func (e *Error) Error() string {
 		}
 		s.WriteString(" " + part)
 	}
-	// A server may put into its request ID, or into a malformed answer that the transport quotes, what it was sent.
-	out := s.String()
-	for _, secret := range []Secret{e.secrets.SecretAccessKey, e.secrets.SessionToken, e.secrets.AccessKeyID} {
-		if secret != "" {
-			out = strings.ReplaceAll(out, string(secret), redacted)
-		}
-	}
-	return out
+	return s.String()
 }
 
 func text(err error) string {
@@ -87,7 +80,36 @@ func (e *Error) Unwrap() []error {
 
 // fail returns an error of a check of ours.
 func (b *bucket) fail(op string, key s3.Key, kind error, format string, args ...any) *Error {
-	return &Error{Op: op, Bucket: b.name, Key: key, Detail: fmt.Sprintf(format, args...), kind: kind, secrets: b.cfg.Credentials}
+	return &Error{Op: op, Bucket: b.name, Key: key, Detail: b.redact(fmt.Sprintf(format, args...)), kind: kind}
+}
+
+// clean returns err if its text is free of what a server sent, else a part of its text that is: the transport quotes
+// what it could not parse, and some servers send back what they were sent.
+func (b *bucket) clean(err error) error {
+	if err == nil {
+		return nil
+	}
+	text := err.Error()
+	var network net.Error
+	var certificate *tls.CertificateVerificationError
+	if !errors.As(err, &network) && !errors.As(err, &certificate) {
+		text, _, _ = strings.Cut(text, `"`)
+	}
+	if text = b.redact(text); text != err.Error() {
+		return errors.New(text)
+	}
+	return err
+}
+
+// redactor returns a function that replaces every credential in a text. It holds them where no formatting verb looks.
+func redactor(c Credentials) func(string) string {
+	var pairs []string
+	for _, secret := range []Secret{c.SecretAccessKey, c.SessionToken, c.AccessKeyID} {
+		if secret != "" {
+			pairs = append(pairs, string(secret), redacted)
+		}
+	}
+	return strings.NewReplacer(pairs...).Replace
 }
 
 // failure makes of what the SDK returned and what was seen on the wire one error.
@@ -96,7 +118,7 @@ func (b *bucket) failure(ctx context.Context, op string, key s3.Key, x *exchange
 	if errors.As(err, &own) {
 		return own
 	}
-	e := &Error{Op: op, Bucket: b.name, Key: key, Status: x.status, Code: x.code, RequestID: x.requestID, after: x.after, secrets: b.cfg.Credentials}
+	e := &Error{Op: op, Bucket: b.name, Key: key, Status: x.status, Code: b.redact(x.code), RequestID: b.redact(x.requestID), after: x.after}
 	switch {
 	case x.status >= 300:
 		e.kind = kindOf(x.status, x.code)
@@ -107,16 +129,16 @@ func (b *bucket) failure(ctx context.Context, op string, key s3.Key, x *exchange
 		e.kind, e.cause, e.refused = s3.ErrUnavailable, ctx.Err(), !x.sent
 	case !x.sent:
 		// The SDK refused the input; its text names fields, not contents.
-		e.kind, e.Detail, e.refused = s3.ErrInvalid, err.Error(), true
+		e.kind, e.Detail, e.refused = s3.ErrInvalid, b.redact(err.Error()), true
 	case x.status == 0:
-		e.kind, e.cause, e.refused = s3.ErrUnavailable, x.err, notDialled(x.err)
+		e.kind, e.cause, e.refused = s3.ErrUnavailable, b.clean(x.err), notDialled(x.err)
 	default:
 		// A success that is none: an <Error> in the body, or an answer that breaks off.
 		e.kind, e.Detail = s3.ErrUnavailable, "incomplete answer"
 		var api smithy.APIError
 		if errors.As(err, &api) {
-			e.Code, e.Detail = token(api.ErrorCode()), "error in the body of a success"
-			e.kind = kindOf(http.StatusInternalServerError, e.Code)
+			e.Code, e.Detail = b.redact(token(api.ErrorCode())), "error in the body of a success"
+			e.kind = kindOf(http.StatusInternalServerError, api.ErrorCode())
 		}
 	}
 	return e

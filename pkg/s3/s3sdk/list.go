@@ -13,6 +13,10 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/s3"
 )
 
+// notListing: the SDK takes an empty body, or any other document, for a listing of nothing. Believed, it would make
+// every key vanish.
+const notListing = "the answer is not a listing"
+
 // List implements s3.Bucket.
 func (b *bucket) List(ctx context.Context, in s3.ListInput) (s3.Page, error) {
 	const op = "list"
@@ -31,6 +35,9 @@ func (b *bucket) List(ctx context.Context, in s3.ListInput) (s3.Page, error) {
 		out, err := api.ListObjectsV2(ctx, req)
 		if err != nil {
 			return err
+		}
+		if out.IsTruncated == nil && out.Name == nil {
+			return b.fail(op, in.Prefix, s3.ErrUnavailable, notListing)
 		}
 		d := decoder{encoded: out.EncodingType == types.EncodingTypeUrl}
 		page = s3.Page{}
@@ -102,6 +109,9 @@ func (b *bucket) ListVersions(ctx context.Context, prefix s3.Key, token string) 
 		})
 		if err != nil {
 			return err
+		}
+		if out.IsTruncated == nil && out.Name == nil {
+			return b.fail(op, prefix, s3.ErrUnavailable, notListing)
 		}
 		d := decoder{encoded: out.EncodingType == types.EncodingTypeUrl}
 		versions, next = nil, ""
@@ -197,6 +207,9 @@ func (b *bucket) listUploads(ctx context.Context, prefix s3.Key) ([]s3.Upload, e
 			out, err := api.ListMultipartUploads(ctx, in)
 			if err != nil {
 				return err
+			}
+			if out.IsTruncated == nil && out.Bucket == nil {
+				return b.fail(op, prefix, s3.ErrUnavailable, notListing)
 			}
 			d := decoder{encoded: out.EncodingType == types.EncodingTypeUrl}
 			page = nil

@@ -123,6 +123,9 @@ func (b *bucket) ListParts(ctx context.Context, key s3.Key, id s3.UploadID) ([]s
 			if err != nil {
 				return err
 			}
+			if out.IsTruncated == nil && out.UploadId == nil {
+				return b.fail(op, key, s3.ErrUnavailable, notListing)
+			}
 			page = nil
 			for _, p := range out.Parts {
 				page = append(page, s3.Part{

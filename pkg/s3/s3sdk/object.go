@@ -38,7 +38,7 @@ func (b *bucket) Head(ctx context.Context, key s3.Key) (s3.Info, error) {
 			ContentType:  aws.ToString(out.ContentType),
 			StorageClass: string(out.StorageClass),
 		}
-		return nil
+		return b.tagged("head", info)
 	})
 	if err != nil {
 		return s3.Info{}, err
@@ -253,7 +253,7 @@ func (b *bucket) deleteMany(ctx context.Context, op string, versions []s3.Versio
 			for _, f := range out.Errors {
 				v := s3.Version{Key: s3.Key(aws.ToString(f.Key)), VersionID: aws.ToString(f.VersionId)}
 				e := b.fail(op, v.Key, kindOf(http.StatusInternalServerError, aws.ToString(f.Code)), "")
-				if e.Code = token(aws.ToString(f.Code)); e.kind == s3.ErrNotExist {
+				if e.Code = b.redact(token(aws.ToString(f.Code))); e.kind == s3.ErrNotExist {
 					delete(failed, v)
 				} else {
 					failed[v] = e

@@ -6,7 +6,8 @@ import (
 	"log/slog"
 )
 
-// Secret is a string that prints as *** in every format, log and encoding. Convert it with string(s) to use it.
+// Secret is a string that prints as *** in every format, log and encoding. Convert it with string(s) to use it. One
+// thing is beyond it: fmt shows an unexported field of a struct that it prints whole, without asking the field's type.
 type Secret string
 
 const redacted = "***"
