@@ -164,9 +164,15 @@ func (b *bucket) listAsVersions(ctx context.Context, prefix s3.Key, token string
 	return versions, url.Values{"list": {page.Token}}.Encode(), nil
 }
 
-// DeleteVersions implements s3.Bucket.
+// DeleteVersions implements s3.Bucket. A version without an ID is asked for as "null": without any, a bucket that has
+// versioning would keep it and add a delete marker.
 func (b *bucket) DeleteVersions(ctx context.Context, versions []s3.Version) (map[s3.Version]error, error) {
-	failed, err := b.deleteMany(ctx, "delete versions", versions)
+	failed, err := b.deleteMany(ctx, "delete versions", versions, func(v s3.Version) *string {
+		if v.VersionID == "" {
+			return aws.String(null)
+		}
+		return &v.VersionID
+	})
 	if len(failed) == 0 {
 		return nil, err
 	}

@@ -207,7 +207,7 @@ func (b *bucket) DeleteMany(ctx context.Context, keys []s3.Key) (map[s3.Key]erro
 	for i, key := range keys {
 		versions[i].Key = key
 	}
-	failures, err := b.deleteMany(ctx, "delete many", versions)
+	failures, err := b.deleteMany(ctx, "delete many", versions, func(s3.Version) *string { return nil })
 	if len(failures) == 0 {
 		return nil, err
 	}
@@ -218,7 +218,8 @@ func (b *bucket) DeleteMany(ctx context.Context, keys []s3.Key) (map[s3.Key]erro
 	return failed, err
 }
 
-func (b *bucket) deleteMany(ctx context.Context, op string, versions []s3.Version) (map[s3.Version]error, error) {
+// deleteMany removes versions, sending of each the ID that id returns.
+func (b *bucket) deleteMany(ctx context.Context, op string, versions []s3.Version, id func(s3.Version) *string) (map[s3.Version]error, error) {
 	if len(versions) > maxMany {
 		return nil, b.fail(op, "", s3.ErrInvalid, "%d keys, the most is %d", len(versions), maxMany)
 	}
@@ -231,7 +232,7 @@ func (b *bucket) deleteMany(ctx context.Context, op string, versions []s3.Versio
 			odd = append(odd, v)
 			continue
 		}
-		objects = append(objects, types.ObjectIdentifier{Key: aws.String(string(v.Key)), VersionId: optional(v.VersionID)})
+		objects = append(objects, types.ObjectIdentifier{Key: aws.String(string(v.Key)), VersionId: id(v)})
 		pending[v] = true
 	}
 	if len(objects) > 0 {
@@ -248,10 +249,10 @@ func (b *bucket) deleteMany(ctx context.Context, op string, versions []s3.Versio
 				}
 			}
 			for _, d := range out.Deleted {
-				delete(failed, s3.Version{Key: s3.Key(aws.ToString(d.Key)), VersionID: aws.ToString(d.VersionId)})
+				delete(failed, s3.Version{Key: s3.Key(aws.ToString(d.Key)), VersionID: versionID(d.VersionId)})
 			}
 			for _, f := range out.Errors {
-				v := s3.Version{Key: s3.Key(aws.ToString(f.Key)), VersionID: aws.ToString(f.VersionId)}
+				v := s3.Version{Key: s3.Key(aws.ToString(f.Key)), VersionID: versionID(f.VersionId)}
 				e := b.fail(op, v.Key, kindOf(http.StatusInternalServerError, aws.ToString(f.Code)), "")
 				if e.Code = b.redact(token(aws.ToString(f.Code))); e.kind == s3.ErrNotExist {
 					delete(failed, v)
@@ -267,7 +268,7 @@ func (b *bucket) deleteMany(ctx context.Context, op string, versions []s3.Versio
 	}
 	for _, v := range odd {
 		err := b.do(ctx, call{op: op, key: v.Key}, func(ctx context.Context, api *sdk.Client) error {
-			_, err := api.DeleteObject(ctx, &sdk.DeleteObjectInput{Bucket: &b.name, Key: aws.String(string(v.Key)), VersionId: optional(v.VersionID)})
+			_, err := api.DeleteObject(ctx, &sdk.DeleteObjectInput{Bucket: &b.name, Key: aws.String(string(v.Key)), VersionId: id(v)})
 			return err
 		})
 		if err != nil && !errors.Is(err, s3.ErrNotExist) {

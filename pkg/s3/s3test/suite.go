@@ -52,6 +52,7 @@ func Run(t *testing.T, open func(t *testing.T) s3.Bucket, opt Options) {
 	}{
 		{"Put", put},
 		{"PutWrongBody", putWrongBody},
+		{"PutBrokenOff", putBrokenOff},
 		{"PutConditions", putConditions},
 		{"PutIfNoneMatchRace", putIfNoneMatchRace},
 		{"PutIfMatchRace", putIfMatchRace},
