@@ -94,7 +94,7 @@ func (x *Fetcher) get(ctx context.Context, src Source, p []byte, off int64) (err
 	if err != nil {
 		return err
 	}
-	defer body.Close()
+	defer body.Close() //nolint:errcheck // it was only read
 	if src.ETag != "" && info.ETag != "" && info.ETag != src.ETag || info.Size < end {
 		return fmt.Errorf("object of %d bytes with ETag %s, not %s: %w", info.Size, info.ETag, src.ETag, s3.ErrPrecondition)
 	}

@@ -73,7 +73,6 @@ type node struct {
 	lastErr     error
 	due         time.Time
 	heapIndex   int // in tree.queue, -1 when not queued
-	blocked     bool
 }
 
 func (n *node) isDir() bool { return n.attr.IsDir() }

@@ -39,8 +39,7 @@ type Task struct {
 	Attempts             int   // failures so far
 	LastErr              error // the last one
 
-	n         *node
-	contGen   uint64 // the state of the bytes and attributes that the object will have
-	metaGen   uint64
-	overwrote *node // whose object stood at Key
+	n       *node
+	contGen uint64 // the state of the bytes and attributes that the object will have
+	metaGen uint64
 }

@@ -2,6 +2,7 @@ package chart
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -145,7 +146,7 @@ func decode(t *testing.T, manifest string) []runtime.Object {
 	buf := make([]byte, 1<<20)
 	for {
 		n, err := documents.Read(buf)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return objects
 		}
 		if err != nil {

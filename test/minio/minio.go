@@ -76,7 +76,7 @@ func Launch(ctx context.Context, dir string) (*Server, error) {
 }
 
 func launch(ctx context.Context, binary, dir string) (*Server, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
@@ -88,8 +88,8 @@ func launch(ctx context.Context, binary, dir string) (*Server, error) {
 		Endpoint: "http://" + addr, AccessKey: "csis3test", SecretKey: "csis3test-secret",
 		out: new(bytes.Buffer), done: make(chan struct{}),
 	}
-	// Not CommandContext: the server outlives the call that starts it.
-	s.cmd = exec.Command(binary, "server", "--quiet", "--address", addr, filepath.Join(dir, "data"))
+	// The server outlives the call that starts it.
+	s.cmd = exec.CommandContext(context.WithoutCancel(ctx), binary, "server", "--quiet", "--address", addr, filepath.Join(dir, "data"))
 	s.cmd.Env = append(os.Environ(), "MINIO_ROOT_USER="+s.AccessKey, "MINIO_ROOT_PASSWORD="+s.SecretKey,
 		"MINIO_BROWSER=off", "MINIO_UPDATE=off", "HOME="+dir)
 	s.cmd.Stdout, s.cmd.Stderr = s.out, s.out
@@ -183,7 +183,7 @@ func find(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrNoBinary, err)
 	}
-	defer lock.Close()
+	defer lock.Close() //nolint:errcheck // it was only locked
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return "", fmt.Errorf("%w: lock %s: %w", ErrNoBinary, lock.Name(), err)
 	}
@@ -200,7 +200,7 @@ func build(ctx context.Context, dir, final string) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNoBinary, err)
 	}
-	defer os.RemoveAll(tmp)
+	defer os.RemoveAll(tmp) //nolint:errcheck // what is left is a build in the directory of builds
 	cmd := exec.CommandContext(ctx, "go", "install", "-ldflags=-s -w", module+"@"+version)
 	cmd.Dir = tmp
 	cmd.Env = append(os.Environ(), "GOBIN="+tmp, "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=")

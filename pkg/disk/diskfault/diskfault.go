@@ -1,6 +1,7 @@
 package diskfault
 
 import (
+	"errors"
 	"io"
 	"io/fs"
 	"sync/atomic"
@@ -142,7 +143,7 @@ func (h *file) ReadAt(p []byte, off int64) (int, error) {
 
 func (h *file) WriteAt(p []byte, off int64) (int, error) {
 	if err := h.fs.ask(Op{Name: "WriteAt", Path: h.path, Off: off, Len: int64(len(p))}); err != nil {
-		if part, ok := err.(*Partial); ok {
+		if part := (*Partial)(nil); errors.As(err, &part) {
 			n, e := h.under.WriteAt(p[:min(part.N, len(p))], off)
 			if e != nil {
 				return n, e

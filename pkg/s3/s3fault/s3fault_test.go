@@ -109,12 +109,12 @@ func TestGetFailsBeforeAndAfter(t *testing.T) {
 
 func TestDelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b, mem := script("Put", 1, s3fault.Delay(time.Minute))
+		b, _ := script("Put", 1, s3fault.Delay(time.Minute))
 		start := time.Now()
 		if err := put(t.Context(), b, "k", "x"); err != nil || time.Since(start) != time.Minute {
 			t.Fatal(err, time.Since(start))
 		}
-		b, mem = script("Put", 1, s3fault.Delay(time.Hour))
+		b, mem := script("Put", 1, s3fault.Delay(time.Hour))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		err := put(ctx, b, "k", "x")

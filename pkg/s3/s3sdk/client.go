@@ -128,5 +128,6 @@ func (s sender) Do(r *http.Request) (*http.Response, error) {
 		x.err = err
 		return nil, err
 	}
-	return resp, x.record(resp)
+	x.record(resp)
+	return resp, nil
 }

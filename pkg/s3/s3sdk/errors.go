@@ -122,7 +122,7 @@ func (b *bucket) failure(ctx context.Context, op string, key s3.Key, x *exchange
 	switch {
 	case x.status >= 300:
 		e.kind = kindOf(x.status, x.code)
-		if e.kind == s3.ErrUnavailable && x.status == http.StatusNotFound {
+		if errors.Is(e.kind, s3.ErrUnavailable) && x.status == http.StatusNotFound {
 			e.Detail = "404 without an S3 error code is not from an S3 server"
 		}
 	case ctx.Err() != nil:

@@ -73,7 +73,7 @@ func TestErrorsBecomeSentinels(t *testing.T) {
 			s3.ErrNotExist, s3.ErrNoBucket, s3.ErrBucketExists, s3.ErrBucketNotEmpty, s3.ErrPrecondition, s3.ErrNotModified, s3.ErrNoUpload,
 			s3.ErrRange, s3.ErrAuth, s3.ErrFull, s3.ErrUnavailable, s3.ErrCorrupt, s3.ErrInvalid, s3.ErrNotSupported,
 		} {
-			if got := errors.Is(err, sentinel); got != (sentinel == c.want) {
+			if got := errors.Is(err, sentinel); got != errors.Is(c.want, sentinel) {
 				t.Errorf("%d %s: %v: is %v: %v", c.status, c.code, err, sentinel, got)
 			}
 		}
@@ -221,7 +221,7 @@ func TestHead404IsSettled(t *testing.T) {
 		cfg := config(s.URL)
 		cfg.Attempts = 1
 		_, err := open(t, cfg).Head(t.Context(), "k")
-		if !errors.Is(err, c.want) || c.want != s3.ErrNotExist && errors.Is(err, s3.ErrNotExist) {
+		if !errors.Is(err, c.want) || !errors.Is(c.want, s3.ErrNotExist) && errors.Is(err, s3.ErrNotExist) {
 			t.Errorf("%s: %v, want %v", c.name, err, c.want)
 		}
 		if n := len(s.seen()); n != c.requests {

@@ -41,12 +41,12 @@ const (
 
 // record takes the parts of an answer that decide about an error. The code is cut out of the body by hand: an XML
 // decoder gives up on a body that names a key with a control byte.
-func (x *exchange) record(resp *http.Response) error {
+func (x *exchange) record(resp *http.Response) {
 	x.status = resp.StatusCode
 	x.requestID = token(resp.Header.Get("X-Amz-Request-Id"))
 	x.after = resp.Header.Get("Retry-After")
 	if resp.StatusCode < 300 {
-		return nil
+		return
 	}
 	x.code = token(resp.Header.Get("X-Minio-Error-Code"))
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
@@ -57,7 +57,7 @@ func (x *exchange) record(resp *http.Response) error {
 	}{io.MultiReader(bytes.NewReader(body), rest), rest}
 	if err != nil {
 		// The status alone is an answer; a code that did not arrive is not guessed.
-		return nil
+		return
 	}
 	if code := element(body, "Code"); code != "" {
 		x.code = code
@@ -65,7 +65,6 @@ func (x *exchange) record(resp *http.Response) error {
 	if x.requestID == "" {
 		x.requestID = element(body, "RequestId")
 	}
-	return nil
 }
 
 // element returns the text of the first XML element of that name, "" when it is not a plain token.

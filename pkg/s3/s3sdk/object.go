@@ -113,7 +113,7 @@ func conditional(cond s3.Condition) func(context.Context, *exchange, *Error) *Er
 		return nil
 	}
 	return func(_ context.Context, _ *exchange, e *Error) *Error {
-		if e.kind == s3.ErrNotExist {
+		if errors.Is(e.kind, s3.ErrNotExist) {
 			e.kind = s3.ErrPrecondition
 		}
 		return e
@@ -254,7 +254,7 @@ func (b *bucket) deleteMany(ctx context.Context, op string, versions []s3.Versio
 			for _, f := range out.Errors {
 				v := s3.Version{Key: s3.Key(aws.ToString(f.Key)), VersionID: versionID(f.VersionId)}
 				e := b.fail(op, v.Key, kindOf(http.StatusInternalServerError, aws.ToString(f.Code)), "")
-				if e.Code = b.redact(token(aws.ToString(f.Code))); e.kind == s3.ErrNotExist {
+				if e.Code = b.redact(token(aws.ToString(f.Code))); errors.Is(e.kind, s3.ErrNotExist) {
 					delete(failed, v)
 				} else {
 					failed[v] = e

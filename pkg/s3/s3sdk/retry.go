@@ -42,7 +42,7 @@ func (b *bucket) do(ctx context.Context, c call, attempt func(ctx context.Contex
 			e.kind, e.Detail = s3.ErrUnavailable, "an earlier attempt may have been applied"
 			return e
 		}
-		if e.kind != s3.ErrUnavailable && e.kind != s3.ErrCorrupt || n >= b.cfg.Attempts || ctx.Err() != nil {
+		if !errors.Is(e.kind, s3.ErrUnavailable) && !errors.Is(e.kind, s3.ErrCorrupt) || n >= b.cfg.Attempts || ctx.Err() != nil {
 			return e
 		}
 		ambiguous = ambiguous || !e.refused

@@ -124,7 +124,7 @@ func TestAnUnansweredAttemptMakesARefusalUnknown(t *testing.T) {
 					fault(w, 412, "PreconditionFailed")
 				})
 				err := write(open(t, config(s.URL)))
-				if !errors.Is(err, c.want) || c.want == s3.ErrUnavailable && errors.Is(err, s3.ErrPrecondition) {
+				if !errors.Is(err, c.want) || errors.Is(c.want, s3.ErrUnavailable) && errors.Is(err, s3.ErrPrecondition) {
 					t.Errorf("%s, %s: %v, want %v", c.name, name, err, c.want)
 				}
 			}
