@@ -1,0 +1,283 @@
+package cache
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/csi-s3/csi-s3/pkg/disk"
+	"github.com/csi-s3/csi-s3/pkg/extent"
+)
+
+// WriteAt writes p at off and grows the file as needed. On return bytes, dirty range and size survive a kill of the
+// process. ErrNoSpace: p did not fit; of the bytes that were dirty or clean before, any may have been replaced by p's,
+// and the size is the old one. mtime is kept with the change for recovery.
+func (f *File) WriteAt(p []byte, off int64, mtime time.Time) error {
+	if len(p) == 0 {
+		return nil
+	}
+	return f.overwrite(off, off+int64(len(p)), mtime, int64(len(p)), func(h disk.File) error {
+		_, err := h.WriteAt(p, off)
+		return err
+	})
+}
+
+// PunchHole makes [off, end) read as zeros; the part beyond the end of the file is ignored. Durable as WriteAt.
+func (f *File) PunchHole(off, end int64, mtime time.Time) error {
+	f.mu.RLock()
+	end = min(end, f.size)
+	f.mu.RUnlock()
+	if off >= end {
+		return nil
+	}
+	return f.overwrite(off, end, mtime, 0, func(h disk.File) error {
+		if err := h.PunchHole(off, end); err != nil {
+			return err
+		}
+		// The bytes are dirty now: the file must have them.
+		size, err := h.Size()
+		if err == nil && size < end {
+			err = h.Truncate(end)
+		}
+		return err
+	})
+}
+
+// overwrite gives [off, end) new bytes by store, which adds at most grows bytes to the disk. For the order of the steps
+// see doc.go.
+func (f *File) overwrite(off, end int64, mtime time.Time, grows int64, store func(disk.File) error) error {
+	// A snapshot may need the old bytes beside the new ones.
+	if err := f.store.reserve(2 * grows); err != nil {
+		return err
+	}
+	defer f.store.release(2 * grows)
+	f.used.Store(f.store.clock.Add(1))
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.usable(); err != nil {
+		return err
+	}
+	h, err := f.store.handles.get(f, true)
+	if err != nil {
+		return fmt.Errorf("cache file %x: %w", uint64(f.id), err)
+	}
+	defer f.store.handles.put(h)
+	defer f.account()
+	if f.snap != nil {
+		if err := f.snap.keep(h, off, end); err != nil {
+			return err
+		}
+	}
+	f.changes++
+	if parts := f.clean.Intersect(off, end); len(parts) > 0 {
+		if err := f.change(f.size, mtime, parts); err != nil {
+			return err
+		}
+	}
+	if err := store(h); err != nil {
+		return fmt.Errorf("cache file %x at %d: %w", uint64(f.id), off, err)
+	}
+	gaps := f.dirty.Gaps(off, end)
+	if len(gaps) == 0 && end <= f.size {
+		f.mtime = mtime
+		f.touched()
+		return nil
+	}
+	return f.change(max(f.size, end), mtime, gaps)
+}
+
+// touched notes for the snapshot that the file has changed since.
+func (f *File) touched() {
+	if f.snap != nil && f.snap.since.IsZero() {
+		f.snap.since = f.store.opt.Now()
+	}
+}
+
+// change journals and makes a change of the file's size and dirty ranges. The caller holds mu.
+func (f *File) change(size int64, mtime time.Time, add []extent.Range) error {
+	since := f.since
+	if since.IsZero() {
+		since = f.store.opt.Now()
+	}
+	to := point{base: min(f.base, size), size: size, mtime: mtime, since: since}
+	for ; len(add) > maxRanges; add = add[maxRanges:] {
+		if err := f.change(f.size, mtime, add[:maxRanges]); err != nil {
+			return err
+		}
+	}
+	to.dirty = setOf(add)
+	rec := changeRecord(f.id, to)
+	// The image comes first: a checkpoint between the two has the change twice, the other way round it would have it
+	// not at all.
+	f.imageMu.Lock()
+	if f.image == nil {
+		f.image = &image{point: point{base: f.base, size: f.size}}
+	}
+	f.image.change(to)
+	f.imageMu.Unlock()
+	if err := f.store.j.Append(rec); err != nil {
+		return err
+	}
+	f.records++
+	f.since, f.mtime = since, mtime
+	f.touched()
+	if size < f.size {
+		f.cut(size)
+	}
+	f.size = size
+	for _, r := range add {
+		f.dirty.Add(r.Off, r.End)
+		f.clean.Remove(r.Off, r.End)
+		f.trash.Remove(r.Off, r.End)
+	}
+	return nil
+}
+
+// cut drops what lies beyond a smaller size. The bytes stay on the disk until the record of it is durable.
+func (f *File) cut(size int64) {
+	for _, s := range []*extent.Set{&f.dirty, &f.clean} {
+		for _, r := range s.Intersect(size, f.size) {
+			f.trash.Add(r.Off, r.End)
+		}
+		s.Truncate(size)
+	}
+	f.base = min(f.base, size)
+	if f.snap != nil {
+		f.snap.smallest = min(f.snap.smallest, size)
+	}
+	f.dropped = f.store.drops.Add(1)
+	f.store.mu.Lock()
+	f.store.ragged[f] = struct{}{}
+	f.store.mu.Unlock()
+}
+
+// Truncate sets the size. Growing makes a hole. Durable as WriteAt.
+func (f *File) Truncate(size int64, mtime time.Time) error {
+	f.used.Store(f.store.clock.Add(1))
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.usable(); err != nil {
+		return err
+	}
+	defer f.account()
+	f.changes++
+	return f.change(size, mtime, nil)
+}
+
+// Sync is a barrier: on return every change that returned before the call survives a power cut. A range that was
+// already durably dirty costs only the data's fdatasync. After a failure of the disk the file is poisoned.
+func (f *File) Sync() error {
+	f.mu.RLock()
+	target := f.changes
+	f.mu.RUnlock()
+	f.syncMu.Lock()
+	defer f.syncMu.Unlock()
+
+	f.mu.Lock()
+	if err := f.usable(); err != nil || f.syncedChange >= target && f.changes != 0 {
+		f.mu.Unlock()
+		return err
+	}
+	change, note := f.changes, f.records
+	mark, err := f.setMark()
+	data := f.dirty.Len() > 0
+	f.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if data {
+		if err := f.syncData(); err != nil {
+			return err
+		}
+	}
+	if mark != 0 {
+		if err := f.setBarrier(mark); err != nil {
+			return err
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.syncedChange, f.syncedNote = change, note
+	return nil
+}
+
+// setMark notes the point that a barrier is to cover; 0 when the last barrier covers it. The caller holds mu.
+func (f *File) setMark() (mark uint64, err error) {
+	if f.records == f.syncedNote || f.image == nil {
+		return 0, nil
+	}
+	f.marks++
+	f.imageMu.Lock()
+	f.image.setMark(f.marks)
+	f.imageMu.Unlock()
+	if f.snap != nil {
+		over := f.snap.over.Clone()
+		f.snap.marked = &over
+	}
+	return f.marks, f.store.j.Append(numberRecord(kindMark, f.id, f.marks))
+}
+
+// syncData makes the data file and its name durable.
+func (f *File) syncData() error {
+	h, err := f.store.handles.get(f, false)
+	if err != nil {
+		return fmt.Errorf("cache file %x: %w", uint64(f.id), err)
+	}
+	defer f.store.handles.put(h)
+	if err := h.Sync(); err != nil {
+		// The kernel may have dropped the pages: a second attempt that succeeds would prove nothing.
+		f.poison(err)
+		return f.poisoned()
+	}
+	f.mu.RLock()
+	named := f.named
+	f.mu.RUnlock()
+	if named {
+		return nil
+	}
+	if err := f.store.nameShard(f.id.shard()); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	f.named = true
+	f.mu.Unlock()
+	return nil
+}
+
+// nameShard makes the names in a directory of data files durable, and its own.
+func (s *Store) nameShard(dir string) error {
+	if err := s.fs.SyncDir(dir); err != nil {
+		return fmt.Errorf("cache directory: %w", err)
+	}
+	s.mu.Lock()
+	done := s.shards[dir]
+	s.mu.Unlock()
+	if done {
+		return nil
+	}
+	if err := s.fs.SyncDir(dataDir); err != nil {
+		return fmt.Errorf("cache directory: %w", err)
+	}
+	s.mu.Lock()
+	s.shards[dir] = true
+	s.mu.Unlock()
+	return nil
+}
+
+// setBarrier notes that all up to the mark is on the disk, and makes the note durable.
+func (f *File) setBarrier(mark uint64) error {
+	f.mu.Lock()
+	f.imageMu.Lock()
+	if f.image != nil {
+		f.image.barrier(mark)
+	}
+	f.imageMu.Unlock()
+	if f.snap != nil && f.snap.marked != nil {
+		f.snap.durable, f.snap.marked = f.snap.marked, nil
+	}
+	err := f.store.j.Append(numberRecord(kindBarrier, f.id, mark))
+	f.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return f.store.j.Sync()
+}
