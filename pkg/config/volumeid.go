@@ -71,10 +71,10 @@ func alphanumeric(r rune) bool {
 
 // cleanPrefix returns the prefix with its slash at the end, or "".
 func cleanPrefix(prefix string) (string, error) {
-	prefix = strings.TrimSuffix(prefix, "/")
 	if prefix == "" {
 		return "", nil
 	}
+	prefix = strings.TrimSuffix(prefix, "/")
 	switch {
 	case len(prefix) > maxPrefix:
 		return "", fmt.Errorf("it has %d bytes, the most is %d", len(prefix), maxPrefix)
