@@ -64,7 +64,7 @@ type Resolution struct {
 	Node    Node   // valid when Found
 	Found   bool   // the name exists
 	Absent  bool   // the name does not exist, without doubt
-	Key     s3.Key // neither: look in the bucket at this key (file) and below Key+"/" (directory)
+	Key     s3.Key // not Absent, not tracked: look in the bucket at this key (file) and below Key+"/" (directory)
 	Version uint64 // of the directory, for Learn and the mutations
 }
 
@@ -85,6 +85,8 @@ type Remote struct {
 type Child struct {
 	Ino  inode.Ino
 	Type uint32 // inode.ModeType bits
+	// Tracked says that it exists whatever the bucket says; else it was learned from the bucket.
+	Tracked bool
 }
 
 // Listing is what the tree knows of a directory.

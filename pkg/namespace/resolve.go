@@ -47,6 +47,9 @@ func (t *Tree) Resolve(dir inode.Ino, name string) (Resolution, error) {
 	r := Resolution{Version: d.version}
 	if c := d.children[name]; c != nil {
 		r.Node, r.Found = c.copyOut(), true
+		if p, ok := t.remotePrefix(d); ok && !c.tracked {
+			r.Key = p + s3.Key(name)
+		}
 		return r, nil
 	}
 	p, ok := t.remotePrefix(d)
@@ -89,7 +92,7 @@ func (t *Tree) List(dir inode.Ino) (Listing, error) {
 	}
 	l := Listing{Version: d.version, Names: make(map[string]Child, len(d.children)), Hidden: map[s3.Key]bool{}}
 	for name, c := range d.children {
-		l.Names[name] = Child{c.attr.Ino, c.attr.Mode & inode.ModeType}
+		l.Names[name] = Child{c.attr.Ino, c.attr.Mode & inode.ModeType, c.tracked}
 	}
 	if len(d.links) == 0 && d != t.root {
 		return l, nil
@@ -167,6 +170,40 @@ func (t *Tree) Learn(dir inode.Ino, name string, version uint64, r Remote) (Node
 	}
 	t.rest(n)
 	return n.copyOut(), nil
+}
+
+// Unlearn forgets a name that was learned from the bucket and is not there any more. version is Resolve's: ErrChanged
+// when the directory changed since, or the name has changes of its own. A name that is not known is success.
+func (t *Tree) Unlearn(dir inode.Ino, name string, version uint64) error {
+	t.mu.Lock()
+	defer t.unlock()
+	d, err := t.getDir(dir)
+	if err != nil {
+		return err
+	}
+	c := d.children[name]
+	switch {
+	case d.version != version, c != nil && c.tracked:
+		return ErrChanged
+	case c != nil:
+		t.replaced(c)
+	}
+	return nil
+}
+
+// Place is the key that a file called name would have in dir, ErrNotExist when dir was removed. A directory's has a
+// slash more.
+func (t *Tree) Place(dir inode.Ino, name string) (s3.Key, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	d, err := t.getDir(dir)
+	if err != nil {
+		return "", err
+	}
+	if d != t.root && len(d.links) == 0 {
+		return "", fmt.Errorf("directory %d was removed: %w", dir, ErrNotExist)
+	}
+	return t.wantPrefix(d) + s3.Key(name), nil
 }
 
 // setAttr takes a node's attributes from its object.

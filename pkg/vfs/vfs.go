@@ -1,11 +1,16 @@
 package vfs
 
 import (
-	"context"
-	"syscall"
+	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/csi-s3/csi-s3/pkg/cache"
+	"github.com/csi-s3/csi-s3/pkg/fetch"
 	"github.com/csi-s3/csi-s3/pkg/inode"
+	"github.com/csi-s3/csi-s3/pkg/namespace"
+	"github.com/csi-s3/csi-s3/pkg/writeback"
 )
 
 // HandleID names an open file or directory. It is a counter whose loss is harmless: an operation on an unknown handle
@@ -21,6 +26,8 @@ type Request struct {
 	Unique uint64
 	Resent bool
 }
+
+func (r Request) op() namespace.Op { return namespace.Op{Unique: r.Unique, Resent: r.Resent} }
 
 // Entry is the answer to a lookup: an inode that the kernel may now refer to, and how long to believe it.
 type Entry struct {
@@ -62,6 +69,66 @@ const (
 	RenameExchange  = 2
 )
 
+// Limits of a file system in a bucket.
+const (
+	MaxFileSize = 5 << 40 // bytes of an object
+	maxName     = 255     // bytes of a path component
+	maxKey      = 1024    // bytes of a key
+)
+
+// reserved is the name in the root directory that is the volume's own.
+const reserved = ".csi-s3"
+
+// Access says who may write to a volume.
+type Access string
+
+// Access modes. The empty string is ReadWriteOnce.
+const (
+	ReadWriteOnce Access = "rwo"
+	ReadWriteMany Access = "rwx"
+	ReadOnlyMany  Access = "rox"
+)
+
+// Policy is what a mount promises. The zero value is ReadWriteOnce with durability on the node and no limit.
+type Policy struct {
+	Access      Access
+	FsyncBucket bool  // fsync returns only when the bucket has the file
+	Exclusive   bool  // nobody else writes to the volume: what was learned of the bucket holds for ever
+	Immutable   bool  // nothing ever changes: the same
+	ReadOnly    bool  // mutations are ErrReadOnly; implied by ReadOnlyMany
+	Capacity    int64 // bytes that the volume may hold, 0 is unlimited
+}
+
+// TTL is how long what was learned of the bucket holds; 0 is for ever.
+func (p Policy) TTL() time.Duration {
+	switch {
+	case p.Exclusive || p.Immutable:
+		return 0
+	case p.Access == ReadWriteMany:
+		return time.Second
+	default:
+		return time.Minute
+	}
+}
+
+// kernelForever is what the kernel is told where TTL is for ever. It is finite so that a mistake heals.
+const kernelForever = time.Hour
+
+// Usage counts what a volume holds: the sum of its files' sizes in bytes, and its inodes. The owner sets it to what it
+// knows before the first request and may correct it at any time; the file system adds its own changes.
+type Usage struct {
+	bytes, inodes atomic.Int64
+}
+
+// Add corrects the counts.
+func (u *Usage) Add(bytes, inodes int64) {
+	u.bytes.Add(bytes)
+	u.inodes.Add(inodes)
+}
+
+// Get returns the counts, never less than zero.
+func (u *Usage) Get() (bytes, inodes int64) { return max(0, u.bytes.Load()), max(0, u.inodes.Load()) }
+
 // Invalidator tells the kernel to forget what it caches. It is called without any lock of the core held, from a
 // goroutine that serves no request.
 type Invalidator interface {
@@ -69,140 +136,111 @@ type Invalidator interface {
 	InvalidateEntry(dir inode.Ino, name string)
 }
 
-// Errno maps any error of the core to what the kernel is told. Unknown errors are EIO; nil is 0.
-func Errno(err error) syscall.Errno { panic("not built") }
+// Options of an FS. Tree, Store, Fetcher, Executor and Remote are required.
+type Options struct {
+	// Tree is made with Options.Settled set to Remote.Settled, and Options.Gone to a function that calls FS.Gone.
+	Tree     *namespace.Tree
+	Store    *cache.Store
+	Fetcher  *fetch.Fetcher
+	Executor *writeback.Executor
+	Remote   *Remote // made with Policy.TTL
+	Policy   Policy
+	Usage    *Usage           // nil: counts from zero
+	Log      *slog.Logger     // nil: slog.Default
+	Now      func() time.Time // nil: time.Now
+}
 
 // FS is one mounted volume's file system. All methods are safe for concurrent use and take their deadline and
 // interruption from ctx; an interrupted mutation is either done or not begun. Errors are classified by Errno.
-type FS struct{}
+type FS struct {
+	tree     *namespace.Tree
+	store    *cache.Store
+	fetcher  *fetch.Fetcher
+	executor *writeback.Executor
+	remote   *Remote
+	policy   Policy
+	usage    *Usage
+	log      *slog.Logger
+	now      func() time.Time
 
-// Lookup resolves name in dir and counts one lookup of the inode (see Forget). A name that does not exist is
-// ErrNotExist, with a negative Entry whose EntryTimeout may be used.
-func (fs *FS) Lookup(ctx context.Context, req Request, dir inode.Ino, name string) (Entry, error) {
-	panic("not built")
-}
+	// inodes serialises changes of one file's bytes with the note of its new size in the tree. Two files may share a
+	// lock; nobody holds two.
+	inodes [256]sync.Mutex
 
-// Forget drops n lookups of ino (FUSE_FORGET). It does no I/O: the kernel has no way to hear an error.
-func (fs *FS) Forget(ino inode.Ino, n uint64) { panic("not built") }
-
-// GetAttr returns the attributes and how long they hold.
-func (fs *FS) GetAttr(ctx context.Context, req Request, ino inode.Ino) (inode.Attr, time.Duration, error) {
-	panic("not built")
-}
-
-// SetAttr changes attributes; h is 0 or the handle that ftruncate came through.
-func (fs *FS) SetAttr(ctx context.Context, req Request, ino inode.Ino, h HandleID, set SetAttr) (inode.Attr, time.Duration, error) {
-	panic("not built")
+	handles handles
+	notices notices
 }
 
-// Create makes a regular file (or, without O_EXCL in flags, opens an existing one) and opens it.
-func (fs *FS) Create(ctx context.Context, req Request, dir inode.Ino, name string, mode uint32, flags int) (Entry, HandleID, error) {
-	panic("not built")
+// New makes the file system. It does no I/O. Close ends it.
+func New(opt Options) *FS {
+	fs := &FS{
+		tree: opt.Tree, store: opt.Store, fetcher: opt.Fetcher, executor: opt.Executor, remote: opt.Remote,
+		policy: opt.Policy, usage: opt.Usage, log: opt.Log, now: opt.Now,
+	}
+	if fs.policy.Access == ReadOnlyMany {
+		fs.policy.ReadOnly = true
+	}
+	if fs.usage == nil {
+		fs.usage = &Usage{}
+	}
+	if fs.log == nil {
+		fs.log = slog.Default()
+	}
+	if fs.now == nil {
+		fs.now = time.Now
+	}
+	fs.remote.now = fs.now
+	fs.handles.init(fs.now())
+	return fs
 }
 
-// Mkdir, Mknod, Symlink and Link make a name. mode has the umask applied; of Mknod it includes the type bits.
-func (fs *FS) Mkdir(ctx context.Context, req Request, dir inode.Ino, name string, mode uint32) (Entry, error) {
-	panic("not built")
-}
-func (fs *FS) Mknod(ctx context.Context, req Request, dir inode.Ino, name string, mode, rdev uint32) (Entry, error) {
-	panic("not built")
-}
-func (fs *FS) Symlink(ctx context.Context, req Request, dir inode.Ino, name, target string) (Entry, error) {
-	panic("not built")
-}
-func (fs *FS) Link(ctx context.Context, req Request, ino inode.Ino, dir inode.Ino, name string) (Entry, error) {
-	panic("not built")
-}
-func (fs *FS) Readlink(ctx context.Context, req Request, ino inode.Ino) (string, error) {
-	panic("not built")
+// Close ends the goroutine that calls the Invalidator and waits for it. No request may be under way.
+func (fs *FS) Close() { fs.notices.close() }
+
+// Gone hears from the tree that an inode ended or was forgotten: its bytes go. It holds no lock.
+func (fs *FS) Gone(ino inode.Ino) {
+	fs.fetcher.Forget(cache.ID(ino))
+	if err := fs.store.Remove(cache.ID(ino)); err != nil {
+		// The bytes stay on the disk until the next start finds that no inode claims them.
+		fs.log.Error("cannot drop the cached bytes of a file", "ino", ino, "err", err)
+	}
 }
 
-// Unlink and Rmdir remove a name; an open file lives on until its last handle is released.
-func (fs *FS) Unlink(ctx context.Context, req Request, dir inode.Ino, name string) error {
-	panic("not built")
-}
-func (fs *FS) Rmdir(ctx context.Context, req Request, dir inode.Ino, name string) error {
-	panic("not built")
+// HiddenKeys is how many keys, in the directories that were listed, POSIX cannot name.
+func (fs *FS) HiddenKeys() int64 { return fs.remote.hiddenKeys() }
+
+func (fs *FS) lockInode(ino inode.Ino) *sync.Mutex {
+	mu := &fs.inodes[ino%inode.Ino(len(fs.inodes))]
+	mu.Lock()
+	return mu
 }
 
-// Rename moves a name, replacing an existing target, atomically for every observer on this mount.
-func (fs *FS) Rename(ctx context.Context, req Request, oldDir inode.Ino, oldName string, newDir inode.Ino, newName string, flags uint32) error {
-	panic("not built")
+// timeout is how long the kernel may believe what it is told.
+func (fs *FS) timeout() time.Duration {
+	if ttl := fs.policy.TTL(); ttl != 0 {
+		return ttl
+	}
+	return kernelForever
 }
 
-// Open opens a regular file. keepCache says that the kernel's page cache of it is still valid.
-func (fs *FS) Open(ctx context.Context, req Request, ino inode.Ino, flags int) (h HandleID, keepCache bool, err error) {
-	panic("not built")
+// writable is the first check of every mutation.
+func (fs *FS) writable() error {
+	if fs.policy.ReadOnly {
+		return ErrReadOnly
+	}
+	return nil
 }
 
-// Read fills p from off; n < len(p) only at the end of the file.
-func (fs *FS) Read(ctx context.Context, req Request, ino inode.Ino, h HandleID, p []byte, off int64) (n int, err error) {
-	panic("not built")
+// charge counts n more bytes of content, or refuses to.
+func (fs *FS) charge(n int64) error {
+	limit := fs.policy.Capacity
+	for {
+		used := fs.usage.bytes.Load()
+		if limit > 0 && n > 0 && used+n > limit {
+			return ErrCapacity
+		}
+		if fs.usage.bytes.CompareAndSwap(used, used+n) {
+			return nil
+		}
+	}
 }
-
-// Write writes all of p at off. On return the change survives a kill of the process.
-func (fs *FS) Write(ctx context.Context, req Request, ino inode.Ino, h HandleID, p []byte, off int64) (n int, err error) {
-	panic("not built")
-}
-
-// Flush answers every close(2) of a descriptor, Release the last one.
-func (fs *FS) Flush(ctx context.Context, req Request, ino inode.Ino, h HandleID) error {
-	panic("not built")
-}
-func (fs *FS) Release(ino inode.Ino, h HandleID) { panic("not built") }
-
-// Fsync makes the file durable as the mount's fsync policy says: file, name and size.
-func (fs *FS) Fsync(ctx context.Context, req Request, ino inode.Ino, h HandleID, dataOnly bool) error {
-	panic("not built")
-}
-
-// FsyncDir makes all changes of names in the directory durable.
-func (fs *FS) FsyncDir(ctx context.Context, req Request, ino inode.Ino) error { panic("not built") }
-
-// Fallocate takes mode as fallocate(2): 0, KEEP_SIZE, PUNCH_HOLE|KEEP_SIZE, ZERO_RANGE; others are ErrNotSupported.
-func (fs *FS) Fallocate(ctx context.Context, req Request, ino inode.Ino, h HandleID, off, length int64, mode uint32) error {
-	panic("not built")
-}
-
-// Lseek serves SEEK_DATA and SEEK_HOLE.
-func (fs *FS) Lseek(ctx context.Context, req Request, ino inode.Ino, off int64, whence int) (int64, error) {
-	panic("not built")
-}
-
-// OpenDir, ReadDir and ReleaseDir list a directory. ReadDir calls emit for each entry after cookie offset until emit
-// returns false; "." and ".." are included. With plus set the entries carry attributes: emit's Entry is then valid
-// (Attr.Ino 0 where it is not known without asking S3) and each emitted one with attributes, except "." and "..",
-// counts a lookup.
-func (fs *FS) OpenDir(ctx context.Context, req Request, ino inode.Ino) (HandleID, error) {
-	panic("not built")
-}
-func (fs *FS) ReadDir(ctx context.Context, req Request, ino inode.Ino, h HandleID, offset uint64, plus bool, emit func(DirEntry, Entry) bool) error {
-	panic("not built")
-}
-func (fs *FS) ReleaseDir(h HandleID) { panic("not built") }
-
-// Statfs reports capacity and use.
-func (fs *FS) Statfs(ctx context.Context) (Statfs, error) { panic("not built") }
-
-// GetXattr, ListXattr, SetXattr and RemoveXattr serve the user.* namespace; flags as setxattr(2).
-func (fs *FS) GetXattr(ctx context.Context, req Request, ino inode.Ino, name string) ([]byte, error) {
-	panic("not built")
-}
-func (fs *FS) ListXattr(ctx context.Context, req Request, ino inode.Ino) ([]string, error) {
-	panic("not built")
-}
-func (fs *FS) SetXattr(ctx context.Context, req Request, ino inode.Ino, name string, value []byte, flags int) error {
-	panic("not built")
-}
-func (fs *FS) RemoveXattr(ctx context.Context, req Request, ino inode.Ino, name string) error {
-	panic("not built")
-}
-
-// FlushTree returns when everything that was written below ino before the call is in the bucket. progress, if not
-// nil, hears the dirty bytes left from time to time.
-func (fs *FS) FlushTree(ctx context.Context, ino inode.Ino, progress func(left int64)) error {
-	panic("not built")
-}
-
-// SetInvalidator is called once, before the first request.
-func (fs *FS) SetInvalidator(inv Invalidator) { panic("not built") }

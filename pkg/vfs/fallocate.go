@@ -1,0 +1,88 @@
+package vfs
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/csi-s3/csi-s3/pkg/inode"
+	"github.com/csi-s3/csi-s3/pkg/namespace"
+)
+
+// Modes of fallocate(2).
+const (
+	fallocKeepSize  = 0x01
+	fallocPunchHole = 0x02
+	fallocZeroRange = 0x10
+)
+
+// Fallocate takes mode as fallocate(2): 0, KEEP_SIZE, PUNCH_HOLE|KEEP_SIZE, ZERO_RANGE with or without KEEP_SIZE; others
+// are ErrNotSupported. Space is not reserved: an object takes none before it is written.
+func (fs *FS) Fallocate(ctx context.Context, _ Request, ino inode.Ino, _ HandleID, off, length int64, mode uint32) error {
+	if err := fs.writable(); err != nil {
+		return err
+	}
+	zero := false
+	switch mode {
+	case 0, fallocKeepSize:
+	case fallocPunchHole | fallocKeepSize, fallocZeroRange, fallocZeroRange | fallocKeepSize:
+		zero = true
+	default:
+		return fmt.Errorf("fallocate mode %#x: %w", mode, ErrNotSupported)
+	}
+	n, err := fs.tree.Get(ino)
+	switch {
+	case err != nil:
+		return err
+	case !n.Attr.IsRegular() || off < 0 || length <= 0:
+		return namespace.ErrInvalid
+	case off > MaxFileSize-length:
+		return ErrFileTooBig
+	case mode == fallocKeepSize:
+		return nil
+	}
+	end := off + length
+	return fs.change(ctx, ino, func(c *change) error {
+		if mode&fallocKeepSize == 0 && end > c.file.Size() {
+			if err := c.resize(end); err != nil {
+				return err
+			}
+			if err := c.file.Truncate(end, c.now); err != nil {
+				return err
+			}
+		}
+		if !zero {
+			return nil
+		}
+		return c.file.PunchHole(off, end, c.now)
+	})
+}
+
+// Lseek serves SEEK_DATA and SEEK_HOLE. ErrNoData: there is none behind off.
+func (fs *FS) Lseek(_ context.Context, _ Request, ino inode.Ino, off int64, whence int) (int64, error) {
+	n, err := fs.tree.Get(ino)
+	if err != nil {
+		return 0, err
+	}
+	if !n.Attr.IsRegular() || whence != seekData && whence != seekHole {
+		return 0, namespace.ErrInvalid
+	}
+	f, err := fs.file(ino)
+	if err != nil {
+		return 0, err
+	}
+	if off < 0 || off >= f.Size() {
+		return 0, ErrNoData
+	}
+	pos, ok := f.SeekData(off, whence == seekHole)
+	if !ok {
+		return 0, ErrNoData
+	}
+	return pos, nil
+}
+
+// Values of whence beyond package io's.
+const (
+	seekData = io.SeekEnd + 1
+	seekHole = io.SeekEnd + 2
+)

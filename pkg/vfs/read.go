@@ -1,0 +1,77 @@
+package vfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/csi-s3/csi-s3/pkg/cache"
+	"github.com/csi-s3/csi-s3/pkg/fetch"
+	"github.com/csi-s3/csi-s3/pkg/inode"
+	"github.com/csi-s3/csi-s3/pkg/namespace"
+	"github.com/csi-s3/csi-s3/pkg/s3"
+)
+
+// Read fills p from off; n < len(p) only at the end of the file. A file whose object was replaced or removed by others
+// is s3.ErrPrecondition or s3.ErrNotExist (both ESTALE) where its bytes are not here.
+func (fs *FS) Read(ctx context.Context, _ Request, ino inode.Ino, _ HandleID, p []byte, off int64) (n int, err error) {
+	if off < 0 {
+		return 0, namespace.ErrInvalid
+	}
+	f, err := fs.file(ino)
+	if err != nil {
+		return 0, err
+	}
+	locate := fs.locate(ino)
+	id := cache.ID(ino)
+	end := min(off+int64(len(p)), f.Size())
+	full := false // the cache takes no more bytes
+	for {
+		if !full {
+			err := fs.fetcher.Read(ctx, id, f, locate, off+int64(n), end)
+			if full = errors.Is(err, cache.ErrNoSpace); err != nil && !full {
+				return n, fs.unreadable(ino, err)
+			}
+		}
+		m, missing, err := f.ReadAt(p[n:], off+int64(n))
+		n += m
+		if err != nil {
+			return n, fmt.Errorf("read inode %d at %d: %w", ino, off+int64(n), err)
+		}
+		if missing.Off >= missing.End {
+			return n, nil
+		}
+		if full {
+			// All that the cache holds is dirty. A reader is not made to wait for uploads.
+			size := int(missing.End - missing.Off)
+			if err := fs.fetcher.Direct(ctx, f, locate, p[n:n+size], missing.Off); err != nil {
+				return n, fs.unreadable(ino, err)
+			}
+			if n += size; n == len(p) {
+				return n, nil
+			}
+		}
+	}
+}
+
+// locate tells the fetcher which object is behind the missing ranges of a file.
+func (fs *FS) locate(ino inode.Ino) fetch.Locate {
+	return func() (fetch.Source, error) {
+		src, ok, err := fs.tree.Source(ino)
+		if err == nil && !ok {
+			err = fmt.Errorf("inode %d: bytes are missing that no object has", ino)
+		}
+		return fetch.Source(src), err
+	}
+}
+
+// unreadable handles the failure of a read. When the object is not what it was, nothing of it may be shown to those who
+// open the file from now on.
+func (fs *FS) unreadable(ino inode.Ino, err error) error {
+	if errors.Is(err, s3.ErrNotExist) || errors.Is(err, s3.ErrPrecondition) {
+		if key, kerr := fs.tree.AttrKey(ino); kerr == nil {
+			fs.remote.doubtKey(key)
+		}
+	}
+	return fmt.Errorf("read inode %d: %w", ino, err)
+}

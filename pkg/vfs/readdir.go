@@ -1,0 +1,186 @@
+package vfs
+
+import (
+	"cmp"
+	"context"
+	"hash/fnv"
+	"slices"
+	"sort"
+
+	"github.com/csi-s3/csi-s3/pkg/inode"
+	"github.com/csi-s3/csi-s3/pkg/namespace"
+)
+
+// Cookies of the names that every directory has. Those of all others are larger.
+const (
+	cookieSelf   = 1
+	cookieParent = 2
+)
+
+// unknownIno is the inode number of a name that nobody has looked up yet, as libfuse has it.
+const unknownIno = 0xffffffff
+
+// dirRecord is a name of a directory as one handle lists it.
+type dirRecord struct {
+	cookie uint64
+	name   string
+	ino    inode.Ino // 0: not known
+	typ    uint32    // as DirEntry.Type
+}
+
+// OpenDir opens a directory for ReadDir.
+func (fs *FS) OpenDir(_ context.Context, _ Request, ino inode.Ino) (HandleID, error) {
+	n, err := fs.tree.Get(ino)
+	switch {
+	case err != nil:
+		return 0, err
+	case !n.Attr.IsDir():
+		return 0, namespace.ErrNotDir
+	}
+	if err := fs.tree.Opened(ino); err != nil {
+		return 0, err
+	}
+	return fs.handles.add(&handle{ino: ino, dir: true}), nil
+}
+
+// ReleaseDir closes a directory handle. An unknown one is ignored.
+func (fs *FS) ReleaseDir(h HandleID) {
+	if d := fs.handles.remove(h); d != nil {
+		fs.tree.Released(d.ino)
+	}
+}
+
+// ReadDir calls emit for each entry after cookie offset until emit returns false; "." and ".." are included. With plus
+// set the entries carry attributes: emit's Entry is then valid (Attr.Ino 0 where it is not known without asking S3) and
+// each emitted one with attributes, except "." and "..", counts a lookup.
+//
+// A handle lists what there was at its first call or at its last one with offset 0. Cookies depend on the names alone,
+// so that they hold in a handle whose list is lost.
+func (fs *FS) ReadDir(ctx context.Context, _ Request, ino inode.Ino, h HandleID, offset uint64, plus bool, emit func(DirEntry, Entry) bool) error {
+	entries, err := fs.entries(ctx, ino, h, offset == 0)
+	if err != nil {
+		return err
+	}
+	i := sort.Search(len(entries), func(i int) bool { return entries[i].cookie > offset })
+	for _, r := range entries[i:] {
+		d := DirEntry{Name: r.name, Ino: r.ino, Type: r.typ, Offset: r.cookie}
+		if d.Ino == 0 {
+			d.Ino = unknownIno
+		}
+		var e Entry
+		if plus && r.ino != 0 && r.cookie > cookieParent {
+			if n, err := fs.tree.Get(r.ino); err == nil && n.Known {
+				e = Entry{Attr: n.Attr, AttrTimeout: fs.timeout(), EntryTimeout: fs.timeout()}
+			}
+		}
+		if !emit(d, e) {
+			return nil
+		}
+		if e.Attr.Ino != 0 {
+			fs.tree.Looked(r.ino, 1)
+		}
+	}
+	return nil
+}
+
+// entries is the list of a handle, made if there is none or a fresh one is asked for.
+func (fs *FS) entries(ctx context.Context, ino inode.Ino, id HandleID, rewind bool) ([]dirRecord, error) {
+	h := fs.handles.get(id, ino, true)
+	if h == nil {
+		return fs.list(ctx, ino)
+	}
+	h.mu.Lock()
+	entries, listed := h.entries, h.listed
+	h.mu.Unlock()
+	if listed && !rewind {
+		return entries, nil
+	}
+	entries, err := fs.list(ctx, ino)
+	if err != nil {
+		return nil, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.entries, h.listed = entries, true
+	return entries, nil
+}
+
+// list merges what the tree knows of a directory with what the bucket has, in the order of the cookies.
+func (fs *FS) list(ctx context.Context, ino inode.Ino) ([]dirRecord, error) {
+	for range maxRounds {
+		l, err := fs.tree.List(ino)
+		if err != nil {
+			return nil, err
+		}
+		var remote []named
+		if l.Remote {
+			if remote, err = fs.remote.readDir(ctx, l.Prefix); err != nil {
+				return nil, err
+			}
+			// What changed while the bucket was asked is in the tree.
+			prefix := l.Prefix
+			if l, err = fs.tree.List(ino); err != nil {
+				return nil, err
+			}
+			if l.Remote && l.Prefix != prefix {
+				continue // renamed meanwhile
+			}
+		}
+		return fs.merge(ino, l, remote), nil
+	}
+	return nil, namespace.ErrChanged
+}
+
+func (fs *FS) merge(ino inode.Ino, l namespace.Listing, remote []named) []dirRecord {
+	entries := make([]dirRecord, 0, 2+len(l.Names)+len(remote))
+	if l.Remote {
+		for _, r := range remote {
+			c, known := l.Names[r.name]
+			switch {
+			case known && c.Tracked, !known && !fs.shows(ino, l, r.name):
+			case known:
+				entries = append(entries, dirRecord{name: r.name, ino: c.Ino, typ: c.Type})
+			default:
+				entries = append(entries, dirRecord{name: r.name, typ: r.fileType()})
+			}
+		}
+	}
+	for name, c := range l.Names {
+		// A name that was learned from the bucket and is no more in its listing is gone.
+		if c.Tracked || !l.Remote {
+			entries = append(entries, dirRecord{name: name, ino: c.Ino, typ: c.Type})
+		}
+	}
+	for i := range entries {
+		entries[i].cookie = cookie(entries[i].name)
+	}
+	slices.SortFunc(entries, func(a, b dirRecord) int {
+		return cmp.Or(cmp.Compare(a.cookie, b.cookie), cmp.Compare(a.name, b.name))
+	})
+	entries = slices.Insert(entries, 0,
+		dirRecord{cookie: cookieSelf, name: ".", ino: ino, typ: inode.ModeDir},
+		dirRecord{cookie: cookieParent, name: "..", typ: inode.ModeDir})
+	for i := 1; i < len(entries); i++ {
+		// Two names of one hash: the second takes the next number.
+		entries[i].cookie = max(entries[i].cookie, entries[i-1].cookie+1)
+	}
+	return entries
+}
+
+// fileType is what a listing tells of the type. An empty object may also be a symbolic link, a FIFO or a device.
+func (e entry) fileType() uint32 {
+	switch {
+	case e.dir:
+		return inode.ModeDir
+	case e.file.Size > 0:
+		return inode.ModeRegular
+	}
+	return 0
+}
+
+// cookie is the place of a name in its directory: a hash of 63 bits, since some programs take cookies for signed.
+func cookie(name string) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(name)) // never fails
+	return max(h.Sum64()>>1, cookieParent+1)
+}

@@ -1,0 +1,610 @@
+package vfs
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/dgraph-io/ristretto/v2"
+
+	"github.com/csi-s3/csi-s3/pkg/namespace"
+	"github.com/csi-s3/csi-s3/pkg/s3"
+)
+
+// Views is the memory for what was learned from buckets, shared by all mounts of a process. Everything in it may be
+// forgotten at any moment.
+type Views struct {
+	cache *ristretto.Cache[uint64, *listing]
+	ids   atomic.Uint64
+}
+
+const (
+	defaultViews = 64 << 20 // bytes
+	costListing  = 256      // bytes of an empty listing
+	costName     = 192      // bytes of a name in it, beside the name's own
+	maxSingles   = 4096     // names kept of a directory that was never listed as a whole
+)
+
+// NewViews makes a memory of about cost bytes; 0 means 64 MiB. Close ends it.
+func NewViews(cost int64) *Views {
+	if cost <= 0 {
+		cost = defaultViews
+	}
+	c, err := ristretto.NewCache(&ristretto.Config[uint64, *listing]{
+		NumCounters: max(1024, cost/256), MaxCost: cost, BufferItems: 64, IgnoreInternalCost: true,
+		OnExit: func(l *listing) {
+			if l != nil {
+				l.remote.dropped(l)
+			}
+		},
+	})
+	if err != nil {
+		panic(err) // only for numbers that are not positive
+	}
+	return &Views{cache: c}
+}
+
+// Close drops everything.
+func (v *Views) Close() { v.cache.Close() }
+
+// entry is what a bucket has under a name: an object, or a directory, or both (then the directory is what counts).
+type entry struct {
+	file  *s3.Info // nil: no object of that name
+	known bool     // file came from a HEAD: it has the metadata
+	dir   bool     // a marker or keys below it
+}
+
+func (e entry) absent() bool { return e.file == nil && !e.dir }
+
+// single is an entry with the time when it was true.
+type single struct {
+	entry
+	at    time.Time
+	doubt bool // something spoke against it: ask again
+}
+
+// listing is what is known of the names directly below one prefix. All fields but the first line's are guarded by
+// Remote.mu.
+type listing struct {
+	id     uint64
+	remote *Remote
+	prefix s3.Key
+
+	complete bool              // names has all names that the bucket had at at
+	large    bool              // the bucket has more than one page of names
+	at       time.Time         // of the LIST's start
+	names    map[string]single // nil once the listing was dropped
+	hidden   int               // keys that have no name
+	cost     int64             // what it was admitted with, in bytes
+	grown    int64             // bytes since
+}
+
+// flight is a LIST or HEAD on its way. Changes of the bucket that the tree reports meanwhile may or may not be in its
+// answer: they are recorded and applied to it.
+type flight struct {
+	kind    flightKind
+	changes []change1 // guarded by Remote.mu
+	done    chan struct{}
+	l       *listing // valid once done is closed
+	err     error
+}
+
+type flightKind int
+
+const (
+	onePage flightKind = iota
+	allPages
+	oneName // never shared
+)
+
+// change1 is one change of the bucket, as Tree's Options.Settled tells it.
+type change1 struct {
+	name  string
+	isDir bool
+	info  *s3.Info
+}
+
+// Remote is the forgettable view of one volume's bucket: listings and the answers of HEAD. Safe for concurrent use. Its
+// lock is a leaf.
+type Remote struct {
+	bucket s3.Bucket
+	prefix s3.Key
+	views  *Views
+	ttl    time.Duration
+	now    func() time.Time
+
+	mu      sync.Mutex
+	index   map[s3.Key]*listing  // guarded by mu: what views keeps of this volume
+	flights map[s3.Key][]*flight // guarded by mu
+	hidden  map[s3.Key]int       // guarded by mu: keys without a name, by prefix, where there are any
+}
+
+// NewRemote makes the view of the volume below prefix ("" or ending with a slash). ttl is how long an answer of the
+// bucket holds, 0 is for ever: see Policy.TTL.
+func NewRemote(bucket s3.Bucket, prefix s3.Key, views *Views, ttl time.Duration) *Remote {
+	return &Remote{
+		bucket: bucket, prefix: prefix, views: views, ttl: ttl, now: time.Now,
+		index: map[s3.Key]*listing{}, flights: map[s3.Key][]*flight{}, hidden: map[s3.Key]int{},
+	}
+}
+
+// Close drops what views keeps of this volume.
+func (r *Remote) Close() {
+	r.mu.Lock()
+	var ids []uint64
+	for _, l := range r.index {
+		ids = append(ids, l.id)
+		l.names = nil
+	}
+	clear(r.index)
+	r.mu.Unlock()
+	for _, id := range ids {
+		r.views.cache.Del(id)
+	}
+}
+
+// forever says that what was learned holds for ever.
+func (r *Remote) forever() bool { return r.ttl == 0 }
+
+func (r *Remote) fresh(at time.Time) bool { return r.ttl == 0 || r.now().Sub(at) < r.ttl }
+
+// Settled hears that the bucket now holds (info) or no longer holds (nil) a name of a directory, and lets the cached
+// listing and all requests in flight follow. It is namespace.Options.Settled.
+func (r *Remote) Settled(dir s3.Key, name string, isDir bool, info *s3.Info) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := change1{name, isDir, info}
+	for _, fl := range r.flights[dir] {
+		fl.changes = append(fl.changes, c)
+	}
+	if l := r.index[dir]; l != nil {
+		l.apply(c)
+		if l.grown > l.cost {
+			r.discard(l) // it was admitted as something smaller
+		}
+	}
+}
+
+// apply lets a listing follow a change. The caller holds Remote.mu.
+func (l *listing) apply(c change1) {
+	if !l.complete {
+		delete(l.names, c.name) // its other form is not known
+		return
+	}
+	s, ok := l.names[c.name]
+	if !ok {
+		s.at = l.at
+		l.grown += int64(costName + len(c.name))
+	}
+	if c.isDir {
+		s.dir = c.info != nil
+	} else {
+		s.file, s.known = c.info, false
+	}
+	l.names[c.name] = s
+}
+
+// discard takes a listing out of the index. Its entry in views is an empty shell until it is evicted. The caller holds
+// Remote.mu.
+func (r *Remote) discard(l *listing) {
+	if r.index[l.prefix] == l {
+		delete(r.index, l.prefix)
+	}
+	l.names = nil
+}
+
+// dropped hears from views that a listing was evicted.
+func (r *Remote) dropped(l *listing) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.discard(l)
+}
+
+// keep enters a listing; the caller holds no lock. fl, if not nil, is the flight that brought it.
+func (r *Remote) keep(l *listing, fl *flight) {
+	l.id = r.views.ids.Add(1)
+	l.cost = costListing
+	for name := range l.names {
+		l.cost += int64(costName + len(name))
+	}
+	r.mu.Lock()
+	for _, c := range fl.changes {
+		l.apply(c)
+	}
+	r.land(l.prefix, fl)
+	old := r.index[l.prefix]
+	if old != nil {
+		r.discard(old)
+	}
+	r.index[l.prefix] = l
+	if delete(r.hidden, l.prefix); l.hidden > 0 {
+		r.hidden[l.prefix] = l.hidden
+	}
+	r.mu.Unlock()
+	if old != nil {
+		r.views.cache.Del(old.id)
+	}
+	if !r.views.cache.Set(l.id, l, l.cost) {
+		r.dropped(l)
+	}
+}
+
+// depart registers a request for names below prefix.
+func (r *Remote) depart(prefix s3.Key, kind flightKind) *flight {
+	fl := &flight{kind: kind, done: make(chan struct{})}
+	r.flights[prefix] = append(r.flights[prefix], fl)
+	return fl
+}
+
+// land ends it. Both need Remote.mu.
+func (r *Remote) land(prefix s3.Key, fl *flight) {
+	fls := slices.DeleteFunc(r.flights[prefix], func(o *flight) bool { return o == fl })
+	if len(fls) == 0 {
+		delete(r.flights, prefix)
+	} else {
+		r.flights[prefix] = fls
+	}
+}
+
+// answer is what the view says without asking.
+type answer int
+
+const (
+	yes   answer = iota // the entry is certain
+	ask                 // a listing would tell, and more
+	ask1                // only a look at this one name tells
+	spent               // used by callers: nothing cached
+)
+
+// cached looks a name up in memory.
+func (r *Remote) cached(prefix s3.Key, name string) (entry, answer) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.index[prefix]
+	if l == nil {
+		return entry{}, ask
+	}
+	s, ok := l.names[name]
+	switch {
+	case ok && s.doubt:
+		return entry{}, ask1
+	case ok && r.fresh(s.at), l.complete && r.fresh(l.at):
+		return s.entry, yes
+	case l.large:
+		return entry{}, ask1
+	}
+	return entry{}, ask
+}
+
+// lookup says what the bucket has under a name of the directory prefix. alone says that nothing but this name is of
+// interest: then no listing is fetched for it. An error says nothing about the name.
+func (r *Remote) lookup(ctx context.Context, prefix s3.Key, name string, alone bool) (entry, error) {
+	e, how := r.cached(prefix, name)
+	if how == yes {
+		r.used(prefix)
+		return e, nil
+	}
+	if how == ask && !alone {
+		l, err := r.list(ctx, prefix, onePage)
+		if err != nil {
+			return entry{}, err
+		}
+		r.mu.Lock()
+		complete := l.complete && l.names != nil
+		s := l.names[name]
+		r.mu.Unlock()
+		if complete && !s.doubt {
+			return s.entry, nil
+		}
+	}
+	return r.one(ctx, prefix, name)
+}
+
+// used tells the eviction policy that a listing is worth its memory.
+func (r *Remote) used(prefix s3.Key) {
+	r.mu.Lock()
+	l := r.index[prefix]
+	r.mu.Unlock()
+	if l != nil {
+		r.views.cache.Get(l.id)
+	}
+}
+
+// one asks for one name: a HEAD of the object and a LIST of one key of the directory.
+func (r *Remote) one(ctx context.Context, prefix s3.Key, name string) (entry, error) {
+	key := prefix + s3.Key(name)
+	for {
+		r.mu.Lock()
+		fl := r.depart(prefix, oneName)
+		r.mu.Unlock()
+		at := r.now()
+		e, err := r.probe(ctx, key)
+		r.mu.Lock()
+		r.land(prefix, fl)
+		if err != nil {
+			r.mu.Unlock()
+			return entry{}, err
+		}
+		if slices.ContainsFunc(fl.changes, func(c change1) bool { return c.name == name }) {
+			r.mu.Unlock()
+			continue // the answer may be from before our own change
+		}
+		l := r.index[prefix]
+		if l != nil {
+			r.enter(l, name, single{entry: e, at: at})
+		}
+		r.mu.Unlock()
+		if l == nil {
+			r.mu.Lock()
+			fl := r.depart(prefix, oneName)
+			r.mu.Unlock()
+			r.keep(&listing{remote: r, prefix: prefix, names: map[string]single{name: {entry: e, at: at}}}, fl)
+		}
+		return e, nil
+	}
+}
+
+// enter notes an answer about one name. The caller holds mu.
+func (r *Remote) enter(l *listing, name string, s single) {
+	if _, ok := l.names[name]; !ok {
+		if !l.complete && len(l.names) >= maxSingles {
+			clear(l.names)
+			l.grown = 0
+		}
+		l.grown += int64(costName + len(name))
+	}
+	l.names[name] = s
+	if l.complete && l.grown > l.cost+costName {
+		r.discard(l)
+	}
+}
+
+func (r *Remote) probe(ctx context.Context, key s3.Key) (e entry, err error) {
+	type dirAnswer struct {
+		dir bool
+		err error
+	}
+	answers := make(chan dirAnswer, 1)
+	// Ends with its request; probe waits for it.
+	go func() {
+		page, err := r.bucket.List(ctx, s3.ListInput{Prefix: key + "/", MaxKeys: 1})
+		answers <- dirAnswer{len(page.Objects)+len(page.Prefixes) > 0, err}
+	}()
+	info, err := r.bucket.Head(ctx, key)
+	a := <-answers
+	switch {
+	case a.err != nil:
+		return entry{}, a.err
+	case err == nil:
+		e.file, e.known = &info, true
+	case !errors.Is(err, s3.ErrNotExist):
+		return entry{}, err
+	}
+	e.dir = a.dir
+	return e, nil
+}
+
+// head asks for an object.
+func (r *Remote) head(ctx context.Context, key s3.Key) (s3.Info, error) {
+	info, err := r.bucket.Head(ctx, key)
+	info.Key = key
+	return info, err
+}
+
+// note enters what a HEAD of a file said.
+func (r *Remote) note(key s3.Key, info s3.Info) {
+	prefix, name := parent(key)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.index[prefix]
+	if l == nil {
+		return
+	}
+	if s, ok := l.names[name]; ok && s.file != nil && !s.doubt {
+		s.file, s.known = &info, true
+		l.names[name] = s
+	}
+}
+
+// doubt makes the next look-up of a name ask the bucket.
+func (r *Remote) doubt(prefix s3.Key, name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if l := r.index[prefix]; l != nil {
+		l.names[name] = single{doubt: true}
+	}
+}
+
+func (r *Remote) doubtKey(key s3.Key) { r.doubt(parent(key)) }
+
+// parent splits a file's key.
+func parent(key s3.Key) (prefix s3.Key, name string) {
+	i := strings.LastIndexByte(string(key), '/') + 1
+	return key[:i], string(key[i:])
+}
+
+// list fetches the names below a prefix: all of them, or with onePage all of them if they fit into one page. Callers
+// that want the same share one request.
+func (r *Remote) list(ctx context.Context, prefix s3.Key, kind flightKind) (*listing, error) {
+	for {
+		r.mu.Lock()
+		var fl *flight
+		for _, o := range r.flights[prefix] {
+			if o.kind == kind {
+				fl = o
+			}
+		}
+		lead := fl == nil
+		if lead {
+			fl = r.depart(prefix, kind)
+		}
+		r.mu.Unlock()
+		if lead {
+			fl.l, fl.err = r.fetch(ctx, prefix, kind)
+			if fl.err == nil {
+				r.keep(fl.l, fl)
+			} else {
+				r.mu.Lock()
+				r.land(prefix, fl)
+				r.mu.Unlock()
+			}
+			close(fl.done)
+			return fl.l, fl.err
+		}
+		select {
+		case <-fl.done:
+		case <-ctx.Done():
+			return nil, errors.Join(s3.ErrUnavailable, ctx.Err())
+		}
+		// When the one who asked gave up, it says nothing about us.
+		if fl.err == nil || !errors.Is(fl.err, context.Canceled) && !errors.Is(fl.err, context.DeadlineExceeded) {
+			return fl.l, fl.err
+		}
+	}
+}
+
+// fetch lists a prefix.
+func (r *Remote) fetch(ctx context.Context, prefix s3.Key, kind flightKind) (*listing, error) {
+	l := &listing{remote: r, prefix: prefix, complete: true, at: r.now(), names: map[string]single{}}
+	in := s3.ListInput{Prefix: prefix, Delimiter: "/"}
+	for {
+		page, err := r.bucket.List(ctx, in)
+		if err != nil {
+			return nil, err
+		}
+		l.add(page)
+		if page.Token == "" {
+			break
+		}
+		l.large = true
+		if in.Token = page.Token; kind == onePage {
+			l.complete = false
+			clear(l.names)
+			return l, nil
+		}
+	}
+	for _, s := range l.names {
+		if s.dir && s.file != nil {
+			l.hidden++
+		}
+	}
+	return l, nil
+}
+
+// add enters a page.
+func (l *listing) add(page s3.Page) {
+	for i := range page.Objects {
+		info := &page.Objects[i]
+		name := string(info.Key[len(l.prefix):])
+		switch {
+		case name == "": // the directory's own marker; content in it has no name
+			if info.Size > 0 {
+				l.hidden++
+			}
+		case !namespace.ValidName(name):
+			l.hidden++
+		default:
+			s := l.names[name]
+			s.file, s.at = info, l.at
+			l.names[name] = s
+		}
+	}
+	for _, p := range page.Prefixes {
+		name := strings.TrimSuffix(string(p[len(l.prefix):]), "/")
+		if !namespace.ValidName(name) {
+			l.hidden++
+			continue
+		}
+		s := l.names[name]
+		s.dir, s.at = true, l.at
+		l.names[name] = s
+	}
+}
+
+// named is an entry with its name.
+type named struct {
+	name string
+	entry
+}
+
+// readDir returns all names below a prefix, from memory if they are fresh there.
+func (r *Remote) readDir(ctx context.Context, prefix s3.Key) ([]named, error) {
+	r.mu.Lock()
+	l := r.index[prefix]
+	if l != nil && l.complete && r.fresh(l.at) {
+		names := l.all()
+		r.mu.Unlock()
+		r.used(prefix)
+		return names, nil
+	}
+	r.mu.Unlock()
+	for {
+		l, err := r.list(ctx, prefix, allPages)
+		if err != nil {
+			return nil, err
+		}
+		r.mu.Lock()
+		if l.names != nil {
+			defer r.mu.Unlock()
+			return l.all(), nil
+		}
+		r.mu.Unlock()
+	}
+}
+
+// all copies the names that exist. The caller holds mu.
+func (l *listing) all() []named {
+	out := make([]named, 0, len(l.names))
+	for name, s := range l.names {
+		if !s.absent() {
+			out = append(out, named{name, s.entry})
+		}
+	}
+	return out
+}
+
+// any says whether a name below a prefix counts. It believes its memory only where that holds for ever. count must not
+// call the tree.
+func (r *Remote) any(ctx context.Context, prefix s3.Key, count func(name string) bool) (bool, error) {
+	r.mu.Lock()
+	if l := r.index[prefix]; l != nil && l.complete && r.forever() {
+		defer r.mu.Unlock()
+		for name, s := range l.names {
+			if !s.absent() && count(name) {
+				return true, nil
+			}
+		}
+		return false, nil
+	}
+	r.mu.Unlock()
+	in := s3.ListInput{Prefix: prefix, Delimiter: "/"}
+	for {
+		page, err := r.bucket.List(ctx, in)
+		if err != nil {
+			return false, err
+		}
+		l := &listing{prefix: prefix, names: map[string]single{}}
+		l.add(page)
+		for name := range l.names {
+			if count(name) {
+				return true, nil
+			}
+		}
+		if in.Token = page.Token; in.Token == "" {
+			return false, nil
+		}
+	}
+}
+
+func (r *Remote) hiddenKeys() (n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, k := range r.hidden {
+		n += int64(k)
+	}
+	return n
+}

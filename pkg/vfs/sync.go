@@ -1,0 +1,69 @@
+package vfs
+
+import (
+	"context"
+
+	"github.com/csi-s3/csi-s3/pkg/cache"
+	"github.com/csi-s3/csi-s3/pkg/inode"
+	"github.com/csi-s3/csi-s3/pkg/writeback"
+)
+
+// Fsync makes the file durable as the mount's fsync policy says: file, name and size.
+func (fs *FS) Fsync(ctx context.Context, _ Request, ino inode.Ino, h HandleID, _ bool) error {
+	if err := fs.handles.takeError(h, ino); err != nil {
+		return err
+	}
+	// Bytes first: when the name is durable, so is what it shows.
+	if f := fs.store.Lookup(cache.ID(ino)); f != nil {
+		if err := f.Sync(); err != nil {
+			return err
+		}
+	}
+	if err := fs.tree.Sync(); err != nil {
+		return err
+	}
+	if !fs.policy.FsyncBucket {
+		return nil
+	}
+	return fs.flushInode(ctx, ino, h)
+}
+
+// FsyncDir makes all changes of names in the directory durable.
+func (fs *FS) FsyncDir(ctx context.Context, _ Request, _ inode.Ino) error {
+	if err := fs.tree.Sync(); err != nil {
+		return err
+	}
+	if !fs.policy.FsyncBucket {
+		return nil
+	}
+	// A name is in the bucket when the object of what it names is, so more than the directory's own inode must go.
+	return fs.executor.Flush(ctx, 0, nil)
+}
+
+// flushInode waits until a file is in the bucket. What the bucket said of it meanwhile was also noted for the handle:
+// it is reported here, and not again.
+func (fs *FS) flushInode(ctx context.Context, ino inode.Ino, h HandleID) error {
+	n, err := fs.tree.Get(ino)
+	if err != nil {
+		return err
+	}
+	if n.Tracked {
+		if err := fs.executor.Flush(ctx, ino, nil); err != nil {
+			return err
+		}
+	}
+	return fs.handles.takeError(h, ino)
+}
+
+// FlushTree returns when everything that was written below ino before the call is in the bucket. progress, if not
+// nil, hears the dirty bytes left from time to time. It waits for the whole volume, which includes what is below ino.
+func (fs *FS) FlushTree(ctx context.Context, ino inode.Ino, progress func(left int64)) error {
+	if _, err := fs.tree.Get(ino); err != nil {
+		return err
+	}
+	return fs.executor.Flush(ctx, 0, func(p writeback.Progress) {
+		if progress != nil {
+			progress(p.Bytes)
+		}
+	})
+}
