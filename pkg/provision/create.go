@@ -27,7 +27,8 @@ const attempts = 3
 // Create makes the volume, or finds it made by an earlier equal call. On return the record is in the bucket.
 //
 // ErrInvalid: the request's parameters, name or secret. ErrExists: the volume has another capacity or policy, belongs
-// to another name, or there are objects in its place that csi-s3 did not put there. ErrBusy: it is being deleted.
+// to another name, or there are objects in its place that csi-s3 did not put there. ErrBusy: it is being deleted, or
+// other controllers keep changing it.
 func (p *Provisioner) Create(ctx context.Context, r Request) (Volume, error) {
 	id, err := r.Parameters.VolumeID(r.Name)
 	if err != nil {
@@ -47,6 +48,9 @@ func (p *Provisioner) Create(ctx context.Context, r Request) (Volume, error) {
 		if !errors.Is(err, s3.ErrPrecondition) {
 			break
 		}
+	}
+	if errors.Is(err, s3.ErrNoBucket) {
+		err = fmt.Errorf("%w: its bucket was removed meanwhile: %w", ErrBusy, err)
 	}
 	if err != nil {
 		return Volume{}, p.fail(id, err)

@@ -96,6 +96,12 @@ func (p *Provisioner) removeRest(ctx context.Context, b s3.Bucket, id config.Vol
 		return err
 	}
 	if len(versions) > 0 {
+		switch _, err := b.Head(ctx, volmeta.Key(s3.Key(id.Prefix))); {
+		case err == nil:
+			return fmt.Errorf("%w: it is being created", ErrBusy)
+		case !errors.Is(err, s3.ErrNotExist):
+			return err
+		}
 		return fmt.Errorf("%w: it holds objects, such as %q, but no %s; delete them by hand, or set the PV's reclaim policy to Retain", ErrNotOwned, string(versions[0].Key), volmeta.Key(""))
 	}
 	if id.Prefix != "" || !provisioned.MatchString(id.Bucket) {

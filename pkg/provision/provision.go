@@ -253,7 +253,8 @@ func (p *Provisioner) fail(id config.VolumeID, err error) error {
 		{s3.ErrAuth, ErrDenied},
 		{s3.ErrFull, ErrFull},
 		{s3.ErrNoBucket, ErrNotFound},
-		{s3.ErrPrecondition, ErrBusy}, // the record changed between reading and writing it
+		{s3.ErrPrecondition, ErrBusy},   // the record changed between reading and writing it
+		{s3.ErrBucketNotEmpty, ErrBusy}, // it was empty when we looked
 		{volmeta.ErrFormat, ErrNotOwned},
 		{s3.ErrUnavailable, ErrUnavailable},
 		{s3.ErrCorrupt, ErrUnavailable},
