@@ -15,7 +15,7 @@ import (
 type Request struct {
 	Name       string // the name of CreateVolume: equal names are the same volume
 	Parameters config.Parameters
-	Secret     config.Secret
+	Secret     config.Secret // the flags among the parameters may change its region and its like
 	// Required and Limit are the least and the most capacity in bytes, 0 for any. The volume gets the least, or the
 	// most where there is no least, or no limit.
 	Required, Limit int64
@@ -37,7 +37,11 @@ func (p *Provisioner) Create(ctx context.Context, r Request) (Volume, error) {
 	if r.Required < 0 || r.Limit < 0 || r.Limit > 0 && r.Required > r.Limit {
 		return Volume{}, p.fail(id, fmt.Errorf("%w: capacity of at least %d and at most %d bytes", ErrInvalid, r.Required, r.Limit))
 	}
-	b, release, err := p.open(ctx, id, r.Secret)
+	flags, err := config.ParseGeesefs(r.Parameters.Options)
+	if err != nil {
+		return Volume{}, p.fail(id, fmt.Errorf("%w: %w", ErrInvalid, err))
+	}
+	b, release, err := p.open(ctx, id, flags.Apply(r.Secret))
 	if err != nil {
 		return Volume{}, err
 	}

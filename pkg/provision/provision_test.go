@@ -469,3 +469,23 @@ func TestExistsOfStaticVolumes(t *testing.T) {
 		}
 	}
 }
+
+// The bucket is made where the nodes will look for it: the flags of geesefs count for the controller too.
+func TestCreateAppliesFlags(t *testing.T) {
+	s := newServer()
+	var got []config.Secret
+	p := provision.New(func(secret config.Secret) (provision.Server, error) {
+		got = append(got, secret)
+		return s, nil
+	}, provision.Options{Driver: "csi-s3.dev"})
+	r := request(t, pvc, "options", "--region eu-9 --subdomain --no-verify-ssl")
+	r.Secret = config.Secret{Endpoint: "http://minio", Region: "us-1"}
+	create(t, p, r)
+	want := config.Secret{Endpoint: "http://minio", Region: "eu-9", VirtualHost: true, Insecure: true}
+	if len(got) != 1 || got[0] != want {
+		t.Errorf("%+v", got)
+	}
+	r.Parameters.Options = "--log-file x"
+	_, err := p.Create(t.Context(), r)
+	refuse(t, err, provision.ErrInvalid)
+}
