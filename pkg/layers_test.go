@@ -41,7 +41,7 @@ var owners = map[string]string{
 	"google.golang.org/protobuf":                  "driver",
 	"github.com/kubernetes-csi/csi-lib-utils":     "driver",
 	"github.com/container-storage-interface/spec": "driver",
-	"k8s.io/mount-utils":                          "volume",
+	"github.com/moby/sys/mountinfo":               "volume",
 	"github.com/prometheus/client_golang":         "metrics",
 	"github.com/spf13/cobra":                      "", // cmd only
 	"github.com/spf13/pflag":                      "",

@@ -1,0 +1,319 @@
+package volume
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/csi-s3/csi-s3/pkg/config"
+	"github.com/csi-s3/csi-s3/pkg/metrics"
+	"github.com/csi-s3/csi-s3/pkg/s3"
+)
+
+// StageRequest says which volume is to be mounted where, as whom and how.
+type StageRequest struct {
+	ID      config.VolumeID
+	Dir     string // staging path: an existing directory
+	Secret  config.Secret
+	Options config.Mount
+}
+
+// Stage mounts the volume on its staging directory. The directory is sealed before, so that nothing can be written to
+// the node's disk through it while the mount is not there. A volume that is staged already is success; new credentials
+// of the same server replace the old ones then. A mount that nobody serves any more is detached and made anew.
+//
+// ErrDiffers when it is staged elsewhere or with other options, ErrForeign when something else is mounted there, ErrPath
+// and ErrSecret for what their names say, ErrNotFound, ErrDenied and ErrUnavailable for the bucket.
+func (s *Set) Stage(ctx context.Context, r StageRequest) error {
+	unlock, err := s.locks.lock(ctx, r.ID.String())
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	_, err = s.stage(ctx, r)
+	return err
+}
+
+// stage is Stage under the volume's lock.
+func (s *Set) stage(ctx context.Context, r StageRequest) (*staged, error) {
+	dir, err := resolve(r.Dir)
+	if err != nil {
+		return nil, err
+	}
+	r.Dir = dir
+	v := s.volume(r.ID)
+	if v != nil {
+		ok, err := v.serving()
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			if err := v.matches(r); err != nil {
+				return nil, err
+			}
+			s.renew(ctx, v, r.Secret)
+			return v, nil
+		}
+		s.bury(ctx, v)
+	}
+	return s.mount(ctx, r)
+}
+
+// matches compares what is mounted with what is asked for. Secrets may differ: they change in the life of a mount.
+func (v *staged) matches(r StageRequest) error {
+	if v.request.Dir != r.Dir {
+		return fmt.Errorf("volume %s is staged at %s: %w", r.ID, v.request.Dir, ErrDiffers)
+	}
+	if v.request.Options != r.Options {
+		return fmt.Errorf("volume %s is staged with options %+v, asked for are %+v: %w", r.ID, v.request.Options, r.Options, ErrDiffers)
+	}
+	return nil
+}
+
+// bury closes a volume whose mount is gone, so that its cache can be opened again. It does not wait for the bucket:
+// what is left stays in the cache, and whoever calls opens that next.
+func (s *Set) bury(ctx context.Context, v *staged) {
+	s.Log.Warn("mount is gone", "volume", v.request.ID.String(), "dir", v.request.Dir)
+	now, cancel := context.WithCancel(ctx)
+	cancel()
+	if err := v.mounted.Close(now, true); err != nil {
+		s.Log.Info("closed the volume of the lost mount", "volume", v.request.ID.String(), "err", err)
+	}
+	s.forget(v)
+}
+
+// mount makes the mount of r. The caller holds the volume's lock and knows that this process does not serve it.
+func (s *Set) mount(ctx context.Context, r StageRequest) (_ *staged, err error) {
+	if err := clearDead(ctx, r.Dir); err != nil {
+		return nil, err
+	}
+	b, err := s.connect(r.ID.Bucket, r.Secret)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			b.close()
+		}
+	}()
+	if err := s.check(ctx, b, s3.Key(r.ID.Prefix)); err != nil {
+		return nil, err
+	}
+	n := s.nest(r)
+	fresh, err := n.occupy(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	if err := seal(r.Dir); err != nil {
+		return nil, errors.Join(err, n.vacate(fresh))
+	}
+	mount := s.Mount
+	if mount == nil {
+		mount = func(ctx context.Context, spec Spec) (Mounted, error) {
+			v, err := Mount(ctx, spec)
+			if err != nil {
+				return nil, err // not v: a nil *Volume is not a nil Mounted
+			}
+			return v, nil
+		}
+	}
+	m, err := mount(ctx, Spec{
+		ID: r.ID.String(), Bucket: b, Prefix: s3.Key(r.ID.Prefix), Dir: r.Dir, CacheDir: n.cache, Options: r.Options,
+		Log: s.Log.With("volume", r.ID.String()),
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("mount volume %s: %w", r.ID, classify(err)), unseal(r.Dir), n.vacate(fresh))
+	}
+	on, err := mountsAt(r.Dir)
+	if err == nil && len(on) == 0 {
+		err = errors.New("the kernel does not know the new mount")
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("mount volume %s: %w", r.ID, err), m.Close(ctx, true))
+	}
+	v := &staged{request: r, mounted: m, device: deviceOf(on[len(on)-1]), bucket: b}
+	v.retire = s.Metrics.Volume(r.ID.String(), func() metrics.Volume {
+		st := m.Status()
+		return metrics.Volume{
+			DirtyBytes: st.Dirty, DirtyFiles: st.DirtyFiles, Queue: st.Queue, OldestDirtyAge: st.OldestAge,
+			CacheBytes: st.CacheUsed, CacheLimit: st.CacheLimit, HitRate: st.HitRate, HiddenKeys: st.Hidden,
+		}
+	})
+	s.keep(v)
+	return v, nil
+}
+
+// drainReserve is what Unstage leaves of its caller's time to unmount and to answer.
+const drainReserve = 5 * time.Second
+
+// drainMost bounds a drain whose caller sets no deadline.
+const drainMost = 110 * time.Second
+
+// Unstage drains the volume and takes its mount away; the staging directory is left as it was before Stage. A volume
+// that is not staged there is success.
+//
+// ErrUndrained when ctx ends first, or when a process died and left data in the cache: the text says how much and what
+// to do, and the mount, if there is one, goes on. ErrInUse while a target is bound. ErrForeign as with Stage.
+func (s *Set) Unstage(ctx context.Context, id config.VolumeID, dir string) error {
+	unlock, err := s.locks.lock(ctx, id.String())
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	dir, err = resolve(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	v := s.volume(id)
+	if v == nil || v.request.Dir != dir {
+		return s.unstageUnserved(ctx, id, dir, v == nil)
+	}
+	ok, err := v.serving()
+	if err != nil {
+		return err
+	}
+	if !ok {
+		// What the lost mount left in the cache goes to the bucket by way of a new one.
+		s.bury(ctx, v)
+		if v, err = s.mount(ctx, v.request); err != nil {
+			return fmt.Errorf("the mount is lost and cannot be made again to drain the volume: %w: %w", ErrUndrained, err)
+		}
+	}
+	bound, err := boundOf(v.device, dir)
+	if err != nil {
+		return err
+	}
+	if len(bound) > 0 {
+		return fmt.Errorf("volume %s is mounted at %q too: %w", id, bound, ErrInUse)
+	}
+	if err := drain(ctx, v.mounted); err != nil {
+		return fmt.Errorf("volume %s: %w: %w", id, ErrUndrained, err)
+	}
+	return s.closeVolume(ctx, v, false)
+}
+
+// drain leaves some of the caller's time for the rest.
+func drain(ctx context.Context, m Mounted) error {
+	most := drainMost
+	if end, ok := ctx.Deadline(); ok {
+		most = time.Until(end)
+		most -= min(drainReserve, most/4)
+	}
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	return m.Drain(ctx)
+}
+
+// closeVolume ends a volume that is served. On an error it is still known, so that the call can be repeated.
+func (s *Set) closeVolume(ctx context.Context, v *staged, lazy bool) error {
+	if err := v.mounted.Close(ctx, lazy); err != nil {
+		return fmt.Errorf("unmount volume %s: %w", v.request.ID, err)
+	}
+	s.forget(v)
+	return errors.Join(s.nest(v.request).vacate(true), unseal(v.request.Dir))
+}
+
+// unstageUnserved is Unstage where this process has no mount at dir.
+func (s *Set) unstageUnserved(ctx context.Context, id config.VolumeID, dir string, nowhere bool) error {
+	if err := clearDead(ctx, dir); err != nil {
+		return err
+	}
+	if nowhere {
+		left, err := s.undrained(id)
+		if err != nil {
+			return err
+		}
+		if left {
+			return fmt.Errorf("volume %s: %w: its mount ended before it was drained, and an unstage carries no credentials; use the volume on this node once more, or take its data out with 'csi-s3 recover'", id, ErrUndrained)
+		}
+	}
+	return unseal(dir)
+}
+
+// nest is where a volume lives below CacheDir:
+//
+//	volumes/HASH(id)/                 all of one volume ID
+//	    HASH(endpoint)/               its cache and journal with one server
+//	    HASH(endpoint).undrained      exists from before the mount until all is in the bucket
+//
+// The names are hashes, since neither IDs nor endpoints are fit for a path. The server is part of the name, so that an
+// ID that is used again with another one never meets the data of the first.
+type nest struct{ dir, cache, mark string }
+
+func (s *Set) nest(r StageRequest) nest {
+	dir := s.volumeDir(r.ID)
+	cache := filepath.Join(dir, hashName(r.Secret.Endpoint))
+	return nest{dir: dir, cache: cache, mark: cache + undrainedSuffix}
+}
+
+const undrainedSuffix = ".undrained"
+
+func (s *Set) volumeDir(id config.VolumeID) string {
+	return filepath.Join(s.CacheDir, "volumes", hashName(id.String()))
+}
+
+func hashName(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return hex.EncodeToString(sum[:16])
+}
+
+// occupy makes the mark durable. fresh is false when a dead process left one.
+func (n nest) occupy(id config.VolumeID) (fresh bool, err error) {
+	if err := os.MkdirAll(n.dir, 0o700); err != nil {
+		return false, fmt.Errorf("cache directory: %w", err)
+	}
+	f, err := os.OpenFile(n.mark, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("cache directory: %w", err)
+	}
+	_, err = fmt.Fprintln(f, id) // for whoever looks into the directory
+	if err := errors.Join(err, f.Sync(), f.Close(), syncDir(n.dir)); err != nil {
+		return false, errors.Join(fmt.Errorf("cache directory: %w", err), n.vacate(true))
+	}
+	return true, nil
+}
+
+// vacate takes the mark away, if it may.
+func (n nest) vacate(may bool) error {
+	if !may {
+		return nil
+	}
+	if err := os.Remove(n.mark); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("cache directory: %w", err)
+	}
+	return syncDir(n.dir)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// undrained reports whether a process that mounted the volume died before it was drained.
+func (s *Set) undrained(id config.VolumeID) (bool, error) {
+	entries, err := os.ReadDir(s.volumeDir(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("cache directory: %w", err)
+	}
+	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return strings.HasSuffix(e.Name(), undrainedSuffix) }), nil
+}
