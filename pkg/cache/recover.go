@@ -148,16 +148,18 @@ func (s *Store) quarantine(id ID) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("cache: %w", err)
 	}
-	for _, dir := range []string{".", quarantineDir} {
-		if err := s.fs.SyncDir(dir); err != nil {
+	// The next start removes data files that no record names: the new name must be durable before the record is gone.
+	for _, dir := range []string{".", quarantineDir, id.shard()} {
+		if err := s.fs.SyncDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("cache: %w", err)
 		}
 	}
 	return s.j.Append(forgetRecord(id))
 }
 
-// restore makes the file of an image, frees what else its data file holds, and after a power cut journals what it is
-// now: the records of what was lost must not be replayed again.
+// restore makes the file of an image and frees what else its data file holds. What it is now becomes a barrier: after a
+// power cut because the records of what was lost must not be replayed again, and after a kill because the first user
+// already sees it.
 func (s *Store) restore(id ID, m *image, powerCut bool) (*File, error) {
 	f := newFile(s, id)
 	f.size, f.base, f.mtime, f.since = m.size, m.base, m.mtime, m.since
@@ -165,7 +167,17 @@ func (s *Store) restore(id ID, m *image, powerCut bool) (*File, error) {
 	f.changes, f.records = 1, 1
 	f.account()
 	s.files[id] = f
-	if powerCut {
+	err := error(nil)
+	if !powerCut && f.dirty.Len() > 0 {
+		err = f.syncData()
+	}
+	switch {
+	case errors.Is(err, ErrPoisoned): // no barrier, and every Sync of the file says why
+	case err != nil:
+		return nil, err
+	default:
+		m.durable, m.marked = m.point.clone(), nil
+		f.syncedChange, f.syncedNote = f.changes, f.records
 		if err := s.j.Append(m.records(id)...); err != nil {
 			return nil, err
 		}

@@ -186,6 +186,12 @@ func (s *Snapshot) save(p []byte, off int64) error {
 	return nil
 }
 
+// ahead says that a barrier has to note which dirty ranges are newer than the snapshot: after Commit those alone are
+// covered by it. s may be nil.
+func (s *Snapshot) ahead() bool {
+	return s != nil && !s.committed && s.over.Len() > 0 && (s.durable == nil || !s.durable.Equal(s.over))
+}
+
 // Commit records that the remote object now equals the snapshot: its dirty ranges that were not changed since become
 // clean. with is appended in the same journal frame. After an error nothing changed. A file that was removed meanwhile
 // only appends with.

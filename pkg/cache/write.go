@@ -202,7 +202,7 @@ func (f *File) Sync() error {
 
 // setMark notes the point that a barrier is to cover; 0 when the last barrier covers it. The caller holds mu.
 func (f *File) setMark() (mark uint64, err error) {
-	if f.records == f.syncedNote || f.image == nil {
+	if f.image == nil || f.records == f.syncedNote && !f.snap.ahead() {
 		return 0, nil
 	}
 	f.marks++

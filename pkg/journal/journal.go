@@ -109,6 +109,11 @@ func Open(fsys disk.FS, dir string, opt Options, replay func(frame []Record) err
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
+	// A kill may have come between a checkpoint's rename and its SyncDir: then what is appended to this file now must
+	// not be lost to the old one, which a power cut would bring back.
+	if err := fsys.SyncDir(dir); err != nil {
+		return nil, errors.Join(fmt.Errorf("journal: %w", err), f.Close())
+	}
 	if err := j.load(f, replay); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}

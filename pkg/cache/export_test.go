@@ -1,0 +1,21 @@
+package cache
+
+// Recount is Usage's figures computed anew from all files, to compare with the running counts.
+func (s *Store) Recount() (dirty, clean int64, dirtyFiles int) {
+	for _, f := range s.all() {
+		f.mu.RLock()
+		dirty += f.dirty.Len()
+		clean += f.clean.Len()
+		if !f.since.IsZero() {
+			dirtyFiles++
+		}
+		f.mu.RUnlock()
+	}
+	return dirty, clean, dirtyFiles
+}
+
+// Accounted is all that the store believes to be in use, in bytes, with what operations under way have reserved.
+func (s *Store) Accounted() (total, reserved int64) {
+	u, _ := s.space.get()
+	return u.total(), u.reserved
+}
