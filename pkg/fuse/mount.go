@@ -1,0 +1,242 @@
+package fuse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/csi-s3/csi-s3/pkg/inode"
+	"github.com/csi-s3/csi-s3/pkg/vfs"
+)
+
+// Type is the file system type that a mount shows in /proc/self/mountinfo.
+const Type = "fuse.csi-s3"
+
+const (
+	device = "/dev/fuse"
+	// background is how many requests that no process waits for (readahead) the kernel sends at once.
+	background = 32
+	// readahead is what the kernel reads ahead, in KiB; what FUSE negotiates ends at 128.
+	readahead = maxIO >> 10
+	// lazyWait is how long a detached mount may go on while programs still use it.
+	lazyWait = time.Second
+)
+
+// Core is the file system that a mount shows: see the methods of vfs.FS.
+type Core interface {
+	Lookup(ctx context.Context, req vfs.Request, dir inode.Ino, name string) (vfs.Entry, error)
+	Forget(ino inode.Ino, n uint64)
+	GetAttr(ctx context.Context, req vfs.Request, ino inode.Ino) (inode.Attr, time.Duration, error)
+	SetAttr(ctx context.Context, req vfs.Request, ino inode.Ino, h vfs.HandleID, set vfs.SetAttr) (inode.Attr, time.Duration, error)
+	Create(ctx context.Context, req vfs.Request, dir inode.Ino, name string, mode uint32, flags int) (vfs.Entry, vfs.HandleID, error)
+	Mkdir(ctx context.Context, req vfs.Request, dir inode.Ino, name string, mode uint32) (vfs.Entry, error)
+	Mknod(ctx context.Context, req vfs.Request, dir inode.Ino, name string, mode, rdev uint32) (vfs.Entry, error)
+	Symlink(ctx context.Context, req vfs.Request, dir inode.Ino, name, target string) (vfs.Entry, error)
+	Link(ctx context.Context, req vfs.Request, ino, dir inode.Ino, name string) (vfs.Entry, error)
+	Readlink(ctx context.Context, req vfs.Request, ino inode.Ino) (string, error)
+	Unlink(ctx context.Context, req vfs.Request, dir inode.Ino, name string) error
+	Rmdir(ctx context.Context, req vfs.Request, dir inode.Ino, name string) error
+	Rename(ctx context.Context, req vfs.Request, oldDir inode.Ino, oldName string, newDir inode.Ino, newName string, flags uint32) error
+	Open(ctx context.Context, req vfs.Request, ino inode.Ino, flags int) (h vfs.HandleID, keepCache bool, err error)
+	Read(ctx context.Context, req vfs.Request, ino inode.Ino, h vfs.HandleID, p []byte, off int64) (int, error)
+	Write(ctx context.Context, req vfs.Request, ino inode.Ino, h vfs.HandleID, p []byte, off int64) (int, error)
+	Flush(ctx context.Context, req vfs.Request, ino inode.Ino, h vfs.HandleID) error
+	Release(ino inode.Ino, h vfs.HandleID)
+	Fsync(ctx context.Context, req vfs.Request, ino inode.Ino, h vfs.HandleID, dataOnly bool) error
+	Fallocate(ctx context.Context, req vfs.Request, ino inode.Ino, h vfs.HandleID, off, length int64, mode uint32) error
+	Lseek(ctx context.Context, req vfs.Request, ino inode.Ino, off int64, whence int) (int64, error)
+	OpenDir(ctx context.Context, req vfs.Request, ino inode.Ino) (vfs.HandleID, error)
+	ReadDir(ctx context.Context, req vfs.Request, ino inode.Ino, h vfs.HandleID, offset uint64, plus bool, emit func(vfs.DirEntry, vfs.Entry) bool) error
+	ReleaseDir(h vfs.HandleID)
+	FsyncDir(ctx context.Context, req vfs.Request, ino inode.Ino) error
+	Statfs(ctx context.Context) (vfs.Statfs, error)
+	GetXattr(ctx context.Context, req vfs.Request, ino inode.Ino, name string) ([]byte, error)
+	ListXattr(ctx context.Context, req vfs.Request, ino inode.Ino) ([]string, error)
+	SetXattr(ctx context.Context, req vfs.Request, ino inode.Ino, name string, value []byte, flags int) error
+	RemoveXattr(ctx context.Context, req vfs.Request, ino inode.Ino, name string) error
+	FlushTree(ctx context.Context, ino inode.Ino, progress func(left int64)) error
+}
+
+// Options of a mount. Dir is required.
+type Options struct {
+	Dir        string // mount point, an existing directory
+	Name       string // what is mounted, shown as the source
+	ReadOnly   bool
+	AllowOther bool          // other users may enter; permissions are always checked
+	Status     func() []byte // answers the status ioctl with a JSON object; nil: {}
+	Log        *slog.Logger  // nil: slog.Default
+}
+
+// Server serves one mount. It implements vfs.Invalidator.
+type Server struct {
+	core   Core
+	opt    Options
+	log    *slog.Logger
+	pool   *pool
+	proto  *fuse.ProtocolServer
+	dev    *os.File
+	raw    syscall.RawConn
+	ctx    context.Context // of all requests: ends with the mount
+	cancel context.CancelFunc
+
+	bufs buffers
+	wg   sync.WaitGroup // requests under way
+	done chan struct{}
+	gone sync.Once
+}
+
+// Mount mounts core on a directory and serves it. It returns when the kernel has agreed on the protocol. It needs
+// CAP_SYS_ADMIN in the mount's namespace, and /dev/fuse.
+func Mount(core Core, opt Options) (*Server, error) {
+	if opt.Log == nil {
+		opt.Log = slog.Default()
+	}
+	s := &Server{core: core, opt: opt, log: opt.Log, done: make(chan struct{})}
+	var err error
+	if s.pool, err = sharedPool(); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w; is the kernel module fuse loaded, and the device in this container?", device, err)
+	}
+	if err := mount(fd, opt); err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
+	}
+	// Only now: a device without a mount is in a state that the poller takes for broken for ever.
+	s.dev = os.NewFile(uintptr(fd), device)
+	if s.raw, err = s.dev.SyscallConn(); err != nil {
+		return nil, errors.Join(err, unix.Unmount(opt.Dir, unix.MNT_DETACH), s.dev.Close())
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.proto = fuse.NewProtocolServer(&filesystem{RawFileSystem: fuse.NewDefaultRawFileSystem(), core: core, s: s}, &fuse.MountOptions{
+		MaxBackground:            background,
+		MaxWrite:                 maxIO,
+		MaxReadAhead:             maxIO,
+		ExplicitDataCacheControl: true,
+		EnableSymlinkCaching:     true,
+		ExtraCapabilities:        fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_ASYNC_DIO | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_IOCTL_DIR | fuse.CAP_HAS_RESEND,
+		DisabledCapabilities:     fuse.CAP_PASSTHROUGH | fuse.CAP_NO_OPEN_SUPPORT,
+		Logger:                   slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		PanicHandler:             s.panicked,
+	})
+	if err := s.init(); err != nil {
+		return nil, errors.Join(fmt.Errorf("agree with the kernel on the mount of %s: %w", opt.Dir, err), unix.Unmount(opt.Dir, unix.MNT_DETACH), s.dev.Close())
+	}
+	if err := setReadahead(opt.Dir); err != nil {
+		// Reads are slower without it, nothing else.
+		s.log.Debug("cannot raise the readahead of the mount", "dir", opt.Dir, "err", err)
+	}
+	// Ends with the mount; Done tells.
+	go s.serve()
+	return s, nil
+}
+
+func mount(fd int, opt Options) error {
+	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
+	if opt.ReadOnly {
+		flags |= unix.MS_RDONLY
+	}
+	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=%d,group_id=%d,max_read=%d,default_permissions", fd, os.Geteuid(), os.Getegid(), maxIO)
+	if opt.AllowOther {
+		data += ",allow_other"
+	}
+	err := unix.Mount(opt.Name, opt.Dir, Type, flags, data)
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("mount on %s: %w; mounting needs root (CAP_SYS_ADMIN)", opt.Dir, err)
+	}
+	if err != nil {
+		return fmt.Errorf("mount on %s: %w", opt.Dir, err)
+	}
+	return nil
+}
+
+// panicked is what a request is answered with whose method panicked.
+func (s *Server) panicked(what any) fuse.Status {
+	s.log.Error("a request panicked", "dir", s.opt.Dir, "panic", fmt.Sprint(what), "stack", string(debug.Stack()))
+	return fuse.EIO
+}
+
+// setReadahead raises what the kernel reads ahead on the mount of dir.
+func setReadahead(dir string) error {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	number := ""
+	for line := range strings.Lines(string(text)) {
+		// proc_pid_mountinfo(5): ID, parent, major:minor, root, mount point.
+		if f := strings.Fields(line); len(f) > 4 && unescape(f[4]) == dir {
+			number = f[2] // the last one lies on top
+		}
+	}
+	if number == "" {
+		return fmt.Errorf("%s is not in mountinfo", dir)
+	}
+	return os.WriteFile(filepath.Join("/sys/class/bdi", number, "read_ahead_kb"), []byte(strconv.Itoa(readahead)), 0)
+}
+
+// unescape undoes the octal escapes of mountinfo.
+func unescape(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if c, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(c))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// Done is closed when the mount is gone, for whatever reason, and no more requests come. Some may still be under way:
+// see Wait.
+func (s *Server) Done() <-chan struct{} { return s.done }
+
+// Wait returns when no request is under way any more. Call it after Done.
+func (s *Server) Wait() {
+	<-s.done
+	s.wg.Wait()
+}
+
+// Unmount ends the mount. Without lazy it fails with unix.EBUSY while programs use the mount, which then goes on. With
+// lazy it detaches the mount point at once; programs that still use the mount after a second find it broken (ENOTCONN).
+// On return without an error no more requests come. A mount that is gone is success.
+func (s *Server) Unmount(lazy bool) error {
+	select {
+	case <-s.done:
+		return nil
+	default:
+	}
+	flags := 0
+	if lazy {
+		flags = unix.MNT_DETACH
+	}
+	if err := unix.Unmount(s.opt.Dir, flags|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	select {
+	case <-s.done:
+		return nil
+	case <-time.After(lazyWait):
+	}
+	// The kernel ends the connection with the last reference to the device.
+	err := s.dev.Close()
+	<-s.done
+	return err
+}

@@ -1,0 +1,233 @@
+package fuse
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// Operations that are treated in a special way here, and the sizes of the protocol's headers. See linux/fuse.h.
+const (
+	opForget      = 2
+	opRead        = 15
+	opGetXattr    = 22
+	opListXattr   = 23
+	opInit        = 26
+	opReadDir     = 28
+	opInterrupt   = 36
+	opIoctl       = 39
+	opBatchForget = 42
+	opReadDirPlus = 44
+
+	inHeader  = 40
+	outHeader = 16
+
+	// resentBit marks the number of a request that the kernel sends again.
+	resentBit = 1 << 63
+)
+
+// serve reads requests until the mount is gone.
+func (s *Server) serve() {
+	for {
+		slot, n, err := s.read()
+		if err != nil {
+			if !errors.Is(err, unix.ENODEV) && !errors.Is(err, os.ErrClosed) {
+				s.log.Error("the mount broke", "dir", s.opt.Dir, "err", err)
+			}
+			break
+		}
+		s.dispatch(slot, n)
+	}
+	s.gone.Do(func() {
+		s.cancel()
+		close(s.done)
+	})
+	// Ends with the last request, all of which were cancelled. Answers nobody waits for fail quietly.
+	go func() {
+		s.wg.Wait()
+		_ = s.dev.Close() // it may be closed already, and nobody is left to tell
+	}()
+}
+
+// read waits for a request and reads it into a slot of the pool.
+func (s *Server) read() (slot []byte, n int, err error) {
+	for {
+		if err := s.raw.Read(readable); err != nil {
+			return nil, 0, err
+		}
+		slot = s.pool.get()
+		e := s.raw.Control(func(fd uintptr) { n, err = unix.Read(int(fd), slot) })
+		if e != nil {
+			err = e
+		}
+		if err == nil {
+			return slot, n, nil
+		}
+		s.pool.put(slot)
+		switch {
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.ENOENT): // the request was interrupted before it was read
+		default:
+			return nil, 0, err
+		}
+	}
+}
+
+// readable says whether a read would not block.
+func readable(fd uintptr) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(p, 0)
+	return n != 0 || err != nil && !errors.Is(err, unix.EINTR)
+}
+
+// dispatch begins to carry a request out.
+func (s *Server) dispatch(slot []byte, n int) {
+	op := binary.LittleEndian.Uint32(slot[4:])
+	switch op {
+	case opForget, opBatchForget, opInterrupt:
+		// Short, and better done in the order in which they come.
+		s.handle(slot[:n])
+		s.pool.put(slot)
+		return
+	}
+	s.wg.Add(1)
+	if n <= smallBuffer || s.pool.scarce() {
+		req := s.bufs.get(n)
+		copy(req, slot[:n])
+		s.pool.put(slot)
+		go func() {
+			defer s.wg.Done()
+			s.handle(req)
+			s.bufs.put(req)
+		}()
+		return
+	}
+	go func() {
+		defer s.wg.Done()
+		s.handle(slot[:n])
+		s.pool.put(slot)
+	}()
+}
+
+// handle carries a request out and answers it.
+func (s *Server) handle(req []byte) {
+	out := s.bufs.get(outSize(req))
+	defer s.bufs.put(out)
+	n, st := s.proto.HandleRequest([][]byte{req}, [][]byte{out})
+	if st != fuse.OK {
+		s.log.Error("malformed request", "dir", s.opt.Dir, "op", binary.LittleEndian.Uint32(req[4:]), "bytes", len(req))
+		if n == 0 {
+			n = outHeader
+			binary.LittleEndian.PutUint32(out, outHeader)
+			binary.LittleEndian.PutUint32(out[4:], uint32(-int32(st)))
+			copy(out[8:16], req[8:16])
+		}
+	}
+	if n == 0 {
+		return
+	}
+	if err := s.write(out[:n]); err != nil && s.ctx.Err() == nil {
+		s.log.Error("cannot answer a request", "dir", s.opt.Dir, "op", binary.LittleEndian.Uint32(req[4:]), "err", err)
+	}
+}
+
+// outSize is the room that the answer to a request may need.
+func outSize(req []byte) int {
+	at := 0 // of the size in the request's arguments
+	switch binary.LittleEndian.Uint32(req[4:]) {
+	case opRead, opReadDir, opReadDirPlus:
+		at = inHeader + 16
+	case opGetXattr, opListXattr:
+		at = inHeader
+	case opIoctl:
+		at = inHeader + 28
+	}
+	const headers = 4 << 10
+	if at == 0 || len(req) < at+4 {
+		return smallBuffer
+	}
+	return headers + int(min(binary.LittleEndian.Uint32(req[at:]), maxIO))
+}
+
+// write sends an answer or a notification. That the kernel waits for it no more is no error.
+func (s *Server) write(p []byte) error {
+	var err error
+	e := s.raw.Control(func(fd uintptr) { _, err = unix.Write(int(fd), p) })
+	if e != nil {
+		return e
+	}
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+// init answers the first request, in which the kernel and we agree on the protocol.
+func (s *Server) init() error {
+	slot, n, err := s.read()
+	if err != nil {
+		return err
+	}
+	defer s.pool.put(slot)
+	if op := binary.LittleEndian.Uint32(slot[4:]); op != opInit {
+		return fmt.Errorf("first request is %d", op)
+	}
+	s.handle(slot[:n])
+	return nil
+}
+
+// requestContext is the context of a request: it ends with FUSE_INTERRUPT or with the mount. Most requests never look
+// at it, so the goroutine that joins the two is started by the first who does.
+type requestContext struct {
+	interrupt <-chan struct{}
+	mount     context.Context
+	once      sync.Once
+	done      chan struct{}
+	end       chan struct{}
+}
+
+func (s *Server) context(interrupt <-chan struct{}) *requestContext {
+	return &requestContext{interrupt: interrupt, mount: s.ctx, done: make(chan struct{}), end: make(chan struct{})}
+}
+
+// finish ends the context's goroutine.
+func (c *requestContext) finish() { close(c.end) }
+
+// Done implements context.Context.
+func (c *requestContext) Done() <-chan struct{} {
+	c.once.Do(func() {
+		// Ends with the request.
+		go func() {
+			select {
+			case <-c.interrupt:
+			case <-c.mount.Done():
+			case <-c.end:
+			}
+			close(c.done)
+		}()
+	})
+	return c.done
+}
+
+// Err implements context.Context.
+func (c *requestContext) Err() error {
+	select {
+	case <-c.interrupt:
+		return context.Canceled
+	default:
+		return c.mount.Err()
+	}
+}
+
+// Deadline implements context.Context.
+func (c *requestContext) Deadline() (time.Time, bool) { return time.Time{}, false }
+
+// Value implements context.Context.
+func (c *requestContext) Value(any) any { return nil }
