@@ -2,10 +2,18 @@ package volume
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"log/slog"
+	"sync"
+	"time"
 
 	"github.com/csi-s3/csi-s3/pkg/config"
+	"github.com/csi-s3/csi-s3/pkg/fuse"
+	"github.com/csi-s3/csi-s3/pkg/inode"
 	"github.com/csi-s3/csi-s3/pkg/s3"
+	"github.com/csi-s3/csi-s3/pkg/vfs"
 )
 
 // Spec says what to mount and where.
@@ -16,11 +24,19 @@ type Spec struct {
 	Dir      string       // mount point, an existing directory
 	CacheDir string       // directory of this volume's cache and journal, made if missing, mode 0700
 	Options  config.Mount // see there
-	Log      *slog.Logger
+	Log      *slog.Logger // nil: slog.Default
 }
 
 // Volume is one mounted volume.
-type Volume struct{}
+type Volume struct {
+	id, dir string
+	log     *slog.Logger
+	core    *core
+	server  *fuse.Server
+
+	closing sync.Mutex // one Close at a time
+	closed  bool       // guarded by closing: the core is closed
+}
 
 // Status is the state of a volume for csi-s3 status, in bytes and counts.
 type Status struct {
@@ -38,23 +54,134 @@ type Status struct {
 }
 
 // Mount opens and serves the volume. It returns when the kernel's mount is up. A cache directory that another process
-// holds is an error that names it.
-func Mount(ctx context.Context, spec Spec) (*Volume, error) { panic("not built") }
+// holds, or that belongs to another volume, is an error that names it.
+func Mount(ctx context.Context, spec Spec) (*Volume, error) {
+	if spec.Log == nil {
+		spec.Log = slog.Default()
+	}
+	c, err := open(spec)
+	if err != nil {
+		return nil, err
+	}
+	v := &Volume{id: spec.ID, dir: spec.Dir, log: spec.Log, core: c}
+	kernel := &invalidator{}
+	c.fs.SetInvalidator(kernel)
+	v.server, err = fuse.Mount(c.fs, fuse.Options{
+		Dir:        spec.Dir,
+		Name:       "s3://" + spec.ID,
+		ReadOnly:   spec.Options.ReadOnly,
+		AllowOther: spec.Options.AllowOther,
+		Status:     v.status,
+		Log:        spec.Log,
+	})
+	if err != nil {
+		return nil, errors.Join(err, c.close(ctx))
+	}
+	kernel.set(v.server)
+	c.start()
+	return v, nil
+}
+
+// invalidator is there before the kernel's mount is: what it hears until then, no kernel can have cached.
+type invalidator struct {
+	mu sync.Mutex
+	to vfs.Invalidator // guarded by mu
+}
+
+func (i *invalidator) set(to vfs.Invalidator) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.to = to
+}
+
+func (i *invalidator) get() vfs.Invalidator {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.to
+}
+
+// InvalidateInode implements vfs.Invalidator.
+func (i *invalidator) InvalidateInode(ino inode.Ino, off, length int64) {
+	if to := i.get(); to != nil {
+		to.InvalidateInode(ino, off, length)
+	}
+}
+
+// InvalidateEntry implements vfs.Invalidator.
+func (i *invalidator) InvalidateEntry(dir inode.Ino, name string) {
+	if to := i.get(); to != nil {
+		to.InvalidateEntry(dir, name)
+	}
+}
 
 // Drain returns when everything that was written before the call is in the bucket, or ctx ends: then the error says
 // how many bytes are left and why.
-func (v *Volume) Drain(ctx context.Context) error { panic("not built") }
+func (v *Volume) Drain(ctx context.Context) error { return v.core.drain(ctx) }
 
 // Close drains until ctx ends, unmounts, and closes the cache. What could not be drained stays in the journal for the
-// next Mount, and the error says so. With lazy set the mount point is detached even while it is in use.
-func (v *Volume) Close(ctx context.Context, lazy bool) error { panic("not built") }
+// next Mount, durable, and the error says so. With lazy set the mount point is detached even while it is in use;
+// without it a mount point in use is an error, and the volume goes on. Close of a closed volume does nothing.
+func (v *Volume) Close(ctx context.Context, lazy bool) error {
+	v.closing.Lock()
+	defer v.closing.Unlock()
+	if v.closed {
+		return nil
+	}
+	drained := v.core.drain(ctx)
+	if err := v.server.Unmount(lazy); err != nil {
+		return errors.Join(drained, fmt.Errorf("unmount %s: %w", v.dir, err))
+	}
+	// What was written between the drain and the end of the mount.
+	if drained == nil {
+		drained = v.core.drain(ctx)
+	}
+	v.closed = true
+	return errors.Join(drained, v.core.close(ctx))
+}
 
 // Status is cheap and never waits for S3.
-func (v *Volume) Status() Status { panic("not built") }
+func (v *Volume) Status() Status {
+	w, u := v.core.executor.Status(), v.core.store.Usage()
+	s := Status{
+		ID: v.id, Dir: v.dir,
+		Dirty: w.DirtyBytes, DirtyFiles: w.DirtyFiles, Queue: w.Queue,
+		CacheUsed: u.Dirty + u.Clean, CacheLimit: u.Capacity,
+		Hidden: v.core.fs.HiddenKeys(),
+	}
+	if !w.Oldest.IsZero() {
+		s.OldestAge = time.Since(w.Oldest).Seconds()
+	}
+	if w.LastError != nil {
+		s.LastError = w.LastError.Error()
+	}
+	return s
+}
+
+// status answers the ioctl of the mount.
+func (v *Volume) status() []byte {
+	s := v.Status()
+	// The ioctl's answer has room for a few kilobytes; an error text is the only part without a limit of its own.
+	const maxText = 2048
+	if len(s.LastError) > maxText {
+		s.LastError = s.LastError[:maxText]
+	}
+	text, err := json.Marshal(s)
+	if err != nil {
+		v.log.Error("cannot write the status", "err", err)
+	}
+	return text
+}
 
 // Usage is what the volume holds and may hold, in bytes and inodes, for NodeGetVolumeStats. Free is -1 when the volume
 // has no limit.
-func (v *Volume) Usage() (used, free int64, inodes uint64) { panic("not built") }
+func (v *Volume) Usage() (used, free int64, inodes uint64) {
+	bytes, files := v.core.usage.Get()
+	free = -1
+	if limit := v.core.policy.Capacity; limit > 0 {
+		free = max(0, limit-bytes)
+	}
+	return bytes, free, uint64(files)
+}
 
-// Done is closed when the mount is gone, for whatever reason.
-func (v *Volume) Done() <-chan struct{} { panic("not built") }
+// Done is closed when the mount is gone, for whatever reason. Close is still to be called.
+func (v *Volume) Done() <-chan struct{} { return v.server.Done() }

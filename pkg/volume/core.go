@@ -1,0 +1,304 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/csi-s3/csi-s3/pkg/cache"
+	"github.com/csi-s3/csi-s3/pkg/disk"
+	"github.com/csi-s3/csi-s3/pkg/fetch"
+	"github.com/csi-s3/csi-s3/pkg/inode"
+	"github.com/csi-s3/csi-s3/pkg/journal"
+	"github.com/csi-s3/csi-s3/pkg/namespace"
+	"github.com/csi-s3/csi-s3/pkg/s3"
+	"github.com/csi-s3/csi-s3/pkg/vfs"
+	"github.com/csi-s3/csi-s3/pkg/writeback"
+)
+
+const (
+	// tendEvery is how often bytes that nothing needs are freed and the journal is looked at. What was not synced by
+	// anybody survives a power cut after about as long.
+	tendEvery = 5 * time.Second
+	// maxAge is how long a file that is written again and again keeps its changes from the bucket.
+	maxAge = 30 * time.Second
+)
+
+// views is what the process remembers of all buckets.
+var views = sync.OnceValue(func() *vfs.Views { return vfs.NewViews(0) })
+
+// core is a volume without its mount: everything between the kernel's requests and the bucket.
+type core struct {
+	id       string
+	disk     disk.FS
+	owned    []io.Closer // in order
+	journal  *journal.Journal
+	store    *cache.Store
+	tree     *namespace.Tree
+	fetcher  *fetch.Fetcher
+	executor *writeback.Executor
+	remote   *vfs.Remote
+	fs       *vfs.FS
+	usage    *vfs.Usage
+	policy   vfs.Policy
+	bucket   s3.Bucket
+	prefix   s3.Key
+	log      *slog.Logger
+
+	stop context.CancelFunc // of the background work
+	wg   sync.WaitGroup
+}
+
+// open opens the volume's cache directory and recovers what a crash left in it. The caller closes the core.
+func open(spec Spec) (*core, error) {
+	if err := os.MkdirAll(spec.CacheDir, 0o700); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCacheDir, err)
+	}
+	fsys, err := disk.OpenOS(spec.CacheDir)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCacheDir, err)
+	}
+	boot, err := bootID()
+	if err != nil {
+		return nil, errors.Join(err, fsys.Close())
+	}
+	c, err := openOn(fsys, boot, spec)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open the cache in %s: %w", spec.CacheDir, err), fsys.Close())
+	}
+	c.owned = append(c.owned, fsys)
+	return c, nil
+}
+
+// openOn opens the volume on a disk. boot names the running boot of the node: the page cache of another one is gone.
+func openOn(fsys disk.FS, boot string, spec Spec) (*core, error) {
+	lock, err := fsys.Lock(lockFile)
+	if errors.Is(err, disk.ErrLocked) {
+		return nil, fmt.Errorf("%w is in use: the volume is mounted already: %w", ErrCacheDir, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	id, err := loadIdentity(fsys, spec.ID, boot)
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	c := assemble(fsys, id.Writer, spec)
+	c.owned = []io.Closer{lock}
+	if err := c.recover(id, boot); err != nil {
+		err = errors.Join(err, c.store.Close())
+		if c.journal != nil {
+			err = errors.Join(err, c.journal.Close())
+		}
+		return nil, errors.Join(err, lock.Close())
+	}
+	return c, nil
+}
+
+// assemble wires the parts; nothing runs yet.
+func assemble(fsys disk.FS, writer string, spec Spec) *core {
+	o := spec.Options
+	policy := vfs.Policy{
+		Access: vfs.Access(o.Access), FsyncBucket: o.Fsync == "bucket", Exclusive: o.Exclusive, Immutable: o.Immutable,
+		ReadOnly: o.ReadOnly, Capacity: o.Size,
+	}
+	c := &core{
+		id: spec.ID, disk: fsys, policy: policy, usage: &vfs.Usage{}, bucket: spec.Bucket, prefix: spec.Prefix, log: spec.Log,
+		stop: func() {},
+	}
+	c.remote = vfs.NewRemote(spec.Bucket, spec.Prefix, views(), policy.TTL())
+	c.store = cache.New(fsys, cache.Options{})
+	c.tree = namespace.New(namespace.Options{
+		Prefix: spec.Prefix, Uid: o.Uid, Gid: o.Gid, FileMode: uint32(o.FileMode.Perm()), DirMode: uint32(o.DirMode.Perm()),
+		Overwrite: o.Conflict == "overwrite", WriterID: writer, Settle: o.Settle, MaxAge: max(maxAge, o.Settle),
+		Settled: c.remote.Settled,
+		Gone:    func(ino inode.Ino) { c.fs.Gone(ino) },
+	})
+	c.fetcher = fetch.New(spec.Bucket, fetch.Options{})
+	c.executor = writeback.New(c.tree, c.store, c.fetcher, spec.Bucket, writeback.Options{Log: spec.Log, Conflict: c.conflict})
+	c.fs = vfs.New(vfs.Options{
+		Tree: c.tree, Store: c.store, Fetcher: c.fetcher, Executor: c.executor, Remote: c.remote,
+		Policy: policy, Usage: c.usage, Log: spec.Log,
+	})
+	return c
+}
+
+// conflict hears that somebody else's object took a file's name.
+func (c *core) conflict(ino inode.Ino, kept string) {
+	c.log.Warn("another client changed an object that was changed here too; ours is kept beside it",
+		"volume", c.id, "inode", uint64(ino), "kept", kept)
+}
+
+// recover replays the journal and takes up what it holds.
+func (c *core) recover(id identity, boot string) (err error) {
+	powerCut := id.Boot != boot
+	c.journal, err = journal.Open(c.disk, journalDir, journal.Options{}, c.replay)
+	if err != nil {
+		return err
+	}
+	found, err := c.store.Recover(c.journal, powerCut)
+	if err != nil {
+		return err
+	}
+	if err := c.tree.Recover(c.journal); err != nil {
+		return err
+	}
+	for _, d := range found.Dirty {
+		if c.tree.Recovered(inode.Ino(d.ID), d.Size, d.Mtime) {
+			continue
+		}
+		// The file was removed for good, or its upload is committed: the tree's record of it was the later one.
+		if err := c.store.Remove(d.ID); err != nil {
+			return err
+		}
+	}
+	for _, lost := range found.Lost {
+		name := c.tree.Lost(inode.Ino(lost))
+		c.log.Warn("changes that no fsync had covered did not survive the loss of power; what is left of them is in the cache's directory quarantine",
+			"volume", c.id, "key", name, "file", fmt.Sprintf("%x", uint64(lost)))
+	}
+	if n := len(found.Dirty); n > 0 {
+		c.log.Info("files with changes that are not in the bucket were recovered", "volume", c.id, "files", n, "powerCut", powerCut)
+	}
+	if !powerCut {
+		return nil
+	}
+	if err := c.checkpoint(); err != nil {
+		return err
+	}
+	// From here on the page cache of this boot counts.
+	id.Boot = boot
+	return id.store(c.disk)
+}
+
+func (c *core) replay(frame []journal.Record) error {
+	for _, rec := range frame {
+		var err error
+		switch rec.Kind.Owner() {
+		case journal.OwnerCache:
+			err = c.store.Replay(rec)
+		case journal.OwnerNamespace:
+			err = c.tree.Replay(rec)
+		default:
+			err = fmt.Errorf("record of kind %#x: %w", rec.Kind, journal.ErrVersion)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkpoint replaces the journal by the present state.
+func (c *core) checkpoint() error {
+	return c.journal.Checkpoint(func(emit func(...journal.Record) error) error {
+		if err := c.tree.Dump(emit); err != nil {
+			return err
+		}
+		return c.store.Dump(emit)
+	})
+}
+
+// start begins the work in the background. close ends it.
+func (c *core) start() {
+	ctx, stop := context.WithCancel(context.Background())
+	c.stop = stop
+	c.executor.Start()
+	c.wg.Go(func() { c.tend(ctx) })
+	if c.policy.Capacity > 0 {
+		c.wg.Go(func() { c.count(ctx) })
+	}
+}
+
+// tend keeps the journal short and the disk free of what nothing needs.
+func (c *core) tend(ctx context.Context) {
+	tick := time.NewTicker(tendEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if err := c.journal.Sync(); err != nil {
+			c.log.Error("the journal cannot be written: the volume takes no more changes", "volume", c.id, "err", err)
+			continue
+		}
+		if err := c.store.Reap(); err != nil {
+			c.log.Error("cannot free space in the cache", "volume", c.id, "err", err)
+		}
+		if c.journal.NeedsCheckpoint() {
+			if err := c.checkpoint(); err != nil {
+				c.log.Error("cannot shorten the journal", "volume", c.id, "err", err)
+			}
+		}
+	}
+}
+
+// count finds out how much the bucket holds of the volume. The file system has counted its own changes meanwhile.
+func (c *core) count(ctx context.Context) {
+	var bytes, objects int64
+	in := s3.ListInput{Prefix: c.prefix}
+	for {
+		page, err := c.bucket.List(ctx, in)
+		if err != nil {
+			if ctx.Err() == nil {
+				c.log.Warn("cannot count what the volume holds: its capacity is not enforced for what was there before", "volume", c.id, "err", err)
+			}
+			return
+		}
+		for _, o := range page.Objects {
+			bytes += o.Size
+			objects++
+		}
+		if page.Token == "" {
+			break
+		}
+		in.Token = page.Token
+	}
+	c.usage.Add(bytes, objects)
+}
+
+// drain waits until the bucket has all that was written before the call.
+func (c *core) drain(ctx context.Context) error {
+	err := c.executor.Flush(ctx, 0, nil)
+	if err == nil {
+		return nil
+	}
+	s := c.executor.Status()
+	if s.LastError != nil && !errors.Is(err, s.LastError) {
+		err = fmt.Errorf("%w; last failure: %w", err, s.LastError)
+	}
+	return fmt.Errorf("%d bytes of %d files and %d changes in all are not in the bucket: %w", s.DirtyBytes, s.DirtyFiles, s.Queue, err)
+}
+
+// close stops all work and makes what is left durable. No request may come any more.
+func (c *core) close(ctx context.Context) error {
+	c.stop()
+	c.wg.Wait()
+	var errs []error
+	// Requests that ctx does not wait for are broken off; what they were for is in the journal.
+	if err := c.executor.Stop(ctx); err != nil && ctx.Err() == nil {
+		errs = append(errs, err)
+	}
+	c.fs.Close()
+	c.fetcher.Close()
+	c.remote.Close()
+	for _, d := range c.store.DirtyFiles() {
+		if f := c.store.Lookup(d.ID); f != nil {
+			if err := f.Sync(); err != nil && !errors.Is(err, cache.ErrRemoved) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	errs = append(errs, c.checkpoint(), c.journal.Close(), c.store.Close())
+	for _, x := range c.owned {
+		errs = append(errs, x.Close())
+	}
+	return errors.Join(errs...)
+}
