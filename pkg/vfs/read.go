@@ -22,6 +22,7 @@ func (fs *FS) Read(ctx context.Context, _ Request, ino inode.Ino, _ HandleID, p 
 	if err != nil {
 		return 0, err
 	}
+	defer func() { fs.bytesRead.Add(int64(n)) }()
 	locate := fs.locate(ino)
 	id := cache.ID(ino)
 	end := min(off+int64(len(p)), f.Size())

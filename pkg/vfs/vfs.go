@@ -169,6 +169,8 @@ type FS struct {
 
 	handles handles
 	notices notices
+
+	bytesRead atomic.Int64
 }
 
 // New makes the file system. It does no I/O. Close ends it.
@@ -205,6 +207,9 @@ func (fs *FS) Gone(ino inode.Ino) {
 		fs.log.Error("cannot drop the cached bytes of a file", "ino", ino, "err", err)
 	}
 }
+
+// BytesRead is how many bytes Read has returned.
+func (fs *FS) BytesRead() int64 { return fs.bytesRead.Load() }
 
 // HiddenKeys is how many keys, in the directories that were listed, POSIX cannot name.
 func (fs *FS) HiddenKeys() int64 { return fs.remote.hiddenKeys() }

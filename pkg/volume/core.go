@@ -204,9 +204,9 @@ func (c *core) checkpoint() error {
 	})
 }
 
-// start begins the work in the background. close ends it.
-func (c *core) start() {
-	ctx, stop := context.WithCancel(context.Background())
+// start begins the work in the background. It ends with ctx, or with close.
+func (c *core) start(ctx context.Context) {
+	ctx, stop := context.WithCancel(ctx)
 	c.stop = stop
 	c.executor.Start()
 	c.wg.Go(func() { c.tend(ctx) })
@@ -264,18 +264,18 @@ func (c *core) count(ctx context.Context) {
 	c.usage.Add(bytes, objects)
 }
 
-// drain waits until the bucket has all that was written before the call.
-func (c *core) drain(ctx context.Context) error {
-	err := c.executor.Flush(ctx, 0, nil)
-	if err == nil {
-		return nil
+// hitRate is which part of the bytes that were read did not have to be waited for.
+func (c *core) hitRate() float64 {
+	read := c.fs.BytesRead()
+	if read == 0 {
+		return 0
 	}
-	s := c.executor.Status()
-	if s.LastError != nil && !errors.Is(err, s.LastError) {
-		err = fmt.Errorf("%w; last failure: %w", err, s.LastError)
-	}
-	return fmt.Errorf("%d bytes of %d files and %d changes in all are not in the bucket: %w", s.DirtyBytes, s.DirtyFiles, s.Queue, err)
+	f := c.fetcher.Stats()
+	return max(0, 1-float64(f.Bytes-f.Ahead)/float64(read))
 }
+
+// drain waits until the bucket has all that was written before the call.
+func (c *core) drain(ctx context.Context) error { return c.executor.Flush(ctx, 0, nil) }
 
 // close stops all work and makes what is left durable. No request may come any more.
 func (c *core) close(ctx context.Context) error {

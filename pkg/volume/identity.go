@@ -2,14 +2,13 @@ package volume
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"strings"
-
-	"crypto/rand"
 
 	"github.com/csi-s3/csi-s3/pkg/disk"
 )

@@ -78,7 +78,7 @@ func Mount(ctx context.Context, spec Spec) (*Volume, error) {
 		return nil, errors.Join(err, c.close(ctx))
 	}
 	kernel.set(v.server)
-	c.start()
+	c.start(context.WithoutCancel(ctx))
 	return v, nil
 }
 
@@ -131,6 +131,7 @@ func (v *Volume) Close(ctx context.Context, lazy bool) error {
 	if err := v.server.Unmount(lazy); err != nil {
 		return errors.Join(drained, fmt.Errorf("unmount %s: %w", v.dir, err))
 	}
+	v.server.Wait()
 	// What was written between the drain and the end of the mount.
 	if drained == nil {
 		drained = v.core.drain(ctx)
@@ -146,7 +147,7 @@ func (v *Volume) Status() Status {
 		ID: v.id, Dir: v.dir,
 		Dirty: w.DirtyBytes, DirtyFiles: w.DirtyFiles, Queue: w.Queue,
 		CacheUsed: u.Dirty + u.Clean, CacheLimit: u.Capacity,
-		Hidden: v.core.fs.HiddenKeys(),
+		HitRate: v.core.hitRate(), Hidden: v.core.fs.HiddenKeys(),
 	}
 	if !w.Oldest.IsZero() {
 		s.OldestAge = time.Since(w.Oldest).Seconds()
