@@ -62,6 +62,7 @@ func (f *File) evict(n int64, safe uint64) (freed int64) {
 		f.clean.Clear()
 		f.trash.Clear()
 		f.named = false
+		f.evictions++
 		return freed
 	}
 	h, err := f.store.handles.get(f, false)

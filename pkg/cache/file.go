@@ -40,7 +40,8 @@ type File struct {
 	changes, records         uint64
 	syncedChange, syncedNote uint64
 	marks                    uint64
-	named                    bool // the data file's name is durable
+	named                    bool   // the data file's name is durable
+	evictions                uint64 // how often the data file was removed
 
 	imageMu sync.Mutex // leaf; image is changed under mu too
 	image   *image     // nil: clean, not in the journal

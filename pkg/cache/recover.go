@@ -167,24 +167,9 @@ func (s *Store) restore(id ID, m *image, powerCut bool) (*File, error) {
 	f.changes, f.records = 1, 1
 	f.account()
 	s.files[id] = f
-	err := error(nil)
-	if !powerCut && f.dirty.Len() > 0 {
-		err = f.syncData()
-	}
-	switch {
-	case errors.Is(err, ErrPoisoned): // no barrier, and every Sync of the file says why
-	case err != nil:
-		return nil, err
-	default:
-		m.durable, m.marked = m.point.clone(), nil
-		f.syncedChange, f.syncedNote = f.changes, f.records
-		if err := s.j.Append(m.records(id)...); err != nil {
-			return nil, err
-		}
-	}
 	h, err := s.handles.get(f, false)
 	if errors.Is(err, fs.ErrNotExist) {
-		return f, nil
+		return f, f.recovered(m)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cache file %x: %w", uint64(id), err)
@@ -205,7 +190,23 @@ func (s *Store) restore(id ID, m *image, powerCut bool) (*File, error) {
 			return nil, fmt.Errorf("cache file %x: %w", uint64(id), err)
 		}
 	}
-	return f, nil
+	if !powerCut && f.dirty.Len() > 0 {
+		err := f.syncData(h, 0)
+		if errors.Is(err, ErrPoisoned) {
+			return f, nil // no barrier; every Sync of the file says why
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return f, f.recovered(m)
+}
+
+// recovered notes in the journal that what was recovered is on the disk.
+func (f *File) recovered(m *image) error {
+	m.durable, m.marked = m.point.clone(), nil
+	f.syncedChange, f.syncedNote = f.changes, f.records
+	return f.store.j.Append(m.records(f.id)...)
 }
 
 func parseID(name string) (ID, bool) {

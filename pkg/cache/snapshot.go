@@ -148,21 +148,19 @@ func (s *Snapshot) stretch(pos, end int64) (to int64, from int) {
 // file's mutex.
 func (s *Snapshot) keep(h disk.File, off, end int64) error {
 	const chunk = 1 << 20
-	if !s.committed {
-		for _, r := range s.local.Intersect(off, end) {
-			for r.Off < r.End {
-				p := make([]byte, min(chunk, r.Len()))
-				if n, err := h.ReadAt(p, r.Off); n < len(p) {
-					if errors.Is(err, io.EOF) {
-						err = io.ErrUnexpectedEOF
-					}
-					return fmt.Errorf("cache file %x at %d: %w", uint64(s.f.id), r.Off, err)
+	for _, r := range s.local.Intersect(off, end) {
+		for r.Off < r.End {
+			p := make([]byte, min(chunk, r.Len()))
+			if n, err := h.ReadAt(p, r.Off); n < len(p) {
+				if errors.Is(err, io.EOF) {
+					err = io.ErrUnexpectedEOF
 				}
-				if err := s.save(p, r.Off); err != nil {
-					return err
-				}
-				r.Off += int64(len(p))
+				return fmt.Errorf("cache file %x at %d: %w", uint64(s.f.id), r.Off, err)
 			}
+			if err := s.save(p, r.Off); err != nil {
+				return err
+			}
+			r.Off += int64(len(p))
 		}
 	}
 	s.local.Remove(off, end)
@@ -215,7 +213,8 @@ func (s *Snapshot) Commit(with ...journal.Record) error {
 		next = &image{point: point{base: base, size: f.size, mtime: f.mtime, since: s.since, dirty: left.Clone()}}
 	}
 	f.imageMu.Lock()
-	if old := f.image; old != nil && next != nil {
+	old := f.image
+	if old != nil && next != nil {
 		// What a barrier covered before the snapshot is older than the remote object. What it covered since counts.
 		next.durable = committedPoint(old.durable, s.durable, base)
 		next.marked = committedPoint(old.marked, s.marked, base)
@@ -225,12 +224,15 @@ func (s *Snapshot) Commit(with ...journal.Record) error {
 	switch {
 	case next != nil:
 		recs = append(recs, next.records(f.id)...)
-	case f.image != nil:
+	case old != nil:
 		recs = append(recs, forgetRecord(f.id))
 	}
 	f.image = next
 	f.imageMu.Unlock()
 	if err := f.store.j.Append(recs...); err != nil {
+		f.imageMu.Lock()
+		f.image = old
+		f.imageMu.Unlock()
 		return err
 	}
 	s.committed = true

@@ -73,13 +73,14 @@ func (f *File) overwrite(off, end int64, mtime time.Time, grows int64, store fun
 			return err
 		}
 	}
+	// Even if the write fails half-way: what it leaves is not what the snapshot has.
+	f.touched()
 	if err := store(h); err != nil {
 		return fmt.Errorf("cache file %x at %d: %w", uint64(f.id), off, err)
 	}
 	gaps := f.dirty.Gaps(off, end)
 	if len(gaps) == 0 && end <= f.size {
 		f.mtime = mtime
-		f.touched()
 		return nil
 	}
 	return f.change(max(f.size, end), mtime, gaps)
@@ -179,13 +180,20 @@ func (f *File) Sync() error {
 	}
 	change, note := f.changes, f.records
 	mark, err := f.setMark()
-	data := f.dirty.Len() > 0
+	var data *handle
+	if err == nil && f.dirty.Len() > 0 {
+		// Under the lock: once what is dirty now is committed, the data file may be evicted.
+		data, err = f.store.handles.get(f, false)
+	}
+	evictions := f.evictions
 	f.mu.Unlock()
 	if err != nil {
-		return err
+		return fmt.Errorf("cache file %x: %w", uint64(f.id), err)
 	}
-	if data {
-		if err := f.syncData(); err != nil {
+	if data != nil {
+		err := f.syncData(data, evictions)
+		f.store.handles.put(data)
+		if err != nil {
 			return err
 		}
 	}
@@ -216,13 +224,8 @@ func (f *File) setMark() (mark uint64, err error) {
 	return f.marks, f.store.j.Append(numberRecord(kindMark, f.id, f.marks))
 }
 
-// syncData makes the data file and its name durable.
-func (f *File) syncData() error {
-	h, err := f.store.handles.get(f, false)
-	if err != nil {
-		return fmt.Errorf("cache file %x: %w", uint64(f.id), err)
-	}
-	defer f.store.handles.put(h)
+// syncData makes the data file and its name durable. evictions is how often the file had been removed when h was taken.
+func (f *File) syncData(h *handle, evictions uint64) error {
 	if err := h.Sync(); err != nil {
 		// The kernel may have dropped the pages: a second attempt that succeeds would prove nothing.
 		f.poison(err)
@@ -238,7 +241,7 @@ func (f *File) syncData() error {
 		return err
 	}
 	f.mu.Lock()
-	f.named = true
+	f.named = f.evictions == evictions
 	f.mu.Unlock()
 	return nil
 }
