@@ -438,8 +438,6 @@ func TestBadRequests(t *testing.T) {
 	check("target_path", err)
 	_, err = r.node.NodeGetVolumeStats(ctx, &csi.NodeGetVolumeStatsRequest{VolumeId: "bucket"})
 	check("volume_path", err)
-	_, err = r.node.NodeGetVolumeHealth(ctx, &csi.NodeGetVolumeHealthRequest{VolumeId: "bucket"})
-	check("volume_publish_path", err)
 
 	if len(r.volumes.calls) > 0 || slices.ContainsFunc(keys(r.server.buckets), func(name string) bool { return name == "pvc-1" && r.server.buckets[name].HeadBucket(ctx) == nil }) {
 		t.Errorf("a bad request had an effect: %v", r.volumes.calls)

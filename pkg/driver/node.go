@@ -145,11 +145,7 @@ func (d *Driver) NodeGetVolumeHealth(_ context.Context, r *csi.NodeGetVolumeHeal
 	if err != nil {
 		return nil, err
 	}
-	path := cmp.Or(r.GetVolumePublishPath(), r.GetStagingTargetPath())
-	if path == "" {
-		return nil, missing("volume_publish_path")
-	}
-	st, err := d.stats(id, path)
+	st, err := d.stats(id, cmp.Or(r.GetVolumePublishPath(), r.GetStagingTargetPath()))
 	if err != nil {
 		return nil, err
 	}

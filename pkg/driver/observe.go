@@ -21,7 +21,7 @@ func (d *Driver) observe(ctx context.Context, request any, info *grpc.UnaryServe
 	code := status.Code(err)
 	d.opt.Metrics.RPC(info.FullMethod, code.String(), took)
 
-	args := []any{"method", path.Base(info.FullMethod), "code", code.String(), "duration", took}
+	args := []any{"method", path.Base(info.FullMethod), "code", code.String(), "duration", took.String()}
 	if r, ok := request.(interface{ GetVolumeId() string }); ok {
 		args = append(args, "volume", r.GetVolumeId())
 	} else if r, ok := request.(interface{ GetName() string }); ok {

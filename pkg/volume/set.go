@@ -138,9 +138,16 @@ type Stats struct {
 	Trouble string // the last error of a volume that works; empty when there is none
 }
 
-// Stats describes the volume that is mounted at path, its staging directory or a target. It never waits for S3 nor
-// for a mount. ErrNotStaged when the volume is not at path.
+// Stats describes the volume that is mounted at path: its staging directory, which "" means too, or a target. It never
+// waits for S3 nor for a mount. ErrNotStaged when the volume is not at path.
 func (s *Set) Stats(id config.VolumeID, path string) (Stats, error) {
+	v := s.volume(id)
+	if v == nil {
+		return Stats{}, fmt.Errorf("volume %s: %w", id, ErrNotStaged)
+	}
+	if path == "" {
+		path = v.request.Dir
+	}
 	path, err := resolve(path)
 	if err != nil {
 		return Stats{}, err
@@ -149,8 +156,7 @@ func (s *Set) Stats(id config.VolumeID, path string) (Stats, error) {
 	if err != nil {
 		return Stats{}, err
 	}
-	v := s.volume(id)
-	if v == nil || len(on) == 0 {
+	if len(on) == 0 && path != v.request.Dir {
 		return Stats{}, fmt.Errorf("volume %s at %s: %w", id, path, ErrNotStaged)
 	}
 	ok, err := v.serving()
@@ -162,7 +168,7 @@ func (s *Set) Stats(id config.VolumeID, path string) (Stats, error) {
 	switch {
 	case !ok:
 		st.Lost = "the mount is gone; it comes back when the volume is published again, pods that use it must restart"
-	case deviceOf(on[len(on)-1]) != v.device:
+	case len(on) == 0 || deviceOf(on[len(on)-1]) != v.device:
 		st.Lost = "this path shows an earlier mount of the volume; the pod must restart"
 	}
 	st.Trouble = v.mounted.Status().LastError

@@ -1,0 +1,180 @@
+package conformance_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/csi-s3/csi-s3/test/minio"
+)
+
+const inNamespace = "CSI_S3_TEST_MOUNT_NAMESPACE"
+
+// ownMounts runs the calling test again, alone, in a mount namespace of its own, and reports whether this is that run.
+// The caller returns when it is not.
+func ownMounts(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(inNamespace) != "" {
+		// The processes that the test starts are killed when the thread ends that started them.
+		runtime.LockOSThread()
+		return true
+	}
+	for _, need := range []string{"/dev/fuse"} {
+		if _, err := os.Stat(need); err != nil || os.Geteuid() != 0 {
+			if os.Getenv("CI") == "true" {
+				t.Fatalf("the driver's mounts need root and %s", need)
+			}
+			t.Skipf("the driver's mounts need root and %s", need)
+		}
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	c := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.timeout=10m", "-test.v")
+	c.Env = append(os.Environ(), inNamespace+"=1")
+	c.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	out, err := c.CombinedOutput()
+	if err != nil || testing.Verbose() {
+		t.Logf("%s", out)
+	}
+	if err != nil {
+		t.Error(err)
+	} else if bytes.Contains(out, []byte("no tests to run")) {
+		t.Errorf("%s did not run", t.Name())
+	}
+	return false
+}
+
+// process is a csi-s3 driver with its directories.
+type process struct {
+	binary, dir, socket string
+
+	cmd *exec.Cmd
+	log *buffer
+}
+
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// newProcess builds the driver and starts it. When the test ends it must stop by itself and leave no mount.
+func newProcess(t *testing.T) *process {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "csi") // a socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		t.Fatal(err)
+	}
+	p := &process{binary: filepath.Join(dir, "csi-s3"), dir: dir, socket: filepath.Join(dir, "csi.sock"), log: &buffer{}}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("log of the driver:\n%s", p.log)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", p.binary, "./cmd/csi-s3")
+	build.Dir = filepath.Join("..", "..")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	p.start(t)
+	t.Cleanup(func() {
+		if err := p.stop(syscall.SIGTERM); err != nil {
+			t.Errorf("the driver did not stop as it should: %v", err)
+		}
+		for _, m := range p.mounts(t) {
+			t.Errorf("left behind: %s", m)
+			_ = syscall.Unmount(m, syscall.MNT_DETACH) // so that the directory can be removed
+		}
+		for _, secret := range []string{"csis3test-secret"} {
+			if strings.Contains(p.log.String(), secret) {
+				t.Error("a credential is in the log")
+			}
+		}
+	})
+	return p
+}
+
+func (p *process) start(t *testing.T) {
+	t.Helper()
+	p.cmd = exec.Command(p.binary, "driver", "--mode=all", "--node-id=node-1", "--endpoint=unix://"+p.socket, "--cache-dir="+filepath.Join(p.dir, "cache"), "--log-level=debug")
+	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (p *process) stop(sig syscall.Signal) error {
+	if err := p.cmd.Process.Signal(sig); err != nil {
+		return err
+	}
+	late := time.AfterFunc(time.Minute, func() { _ = p.cmd.Process.Kill() })
+	defer late.Stop()
+	return p.cmd.Wait()
+}
+
+// mounts lists what is mounted below the test's directory.
+func (p *process) mounts(t *testing.T) []string {
+	t.Helper()
+	info, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for line := range strings.Lines(string(info)) {
+		if f := strings.Fields(line); strings.HasPrefix(f[4], p.dir) {
+			found = append(found, f[4])
+		}
+	}
+	return found
+}
+
+// connect returns a connection that is good for any number of lives of the process.
+func (p *process) connect(t *testing.T) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient("unix://"+p.socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if _, err := csi.NewIdentityClient(conn).Probe(ctx, &csi.ProbeRequest{}); err != nil {
+		t.Fatalf("the driver does not answer: %v\n%s", err, p.log)
+	}
+	return conn
+}
+
+func secrets(s minio.Server) map[string]string {
+	return map[string]string{"endpoint": s.Endpoint, "accessKeyID": s.AccessKey, "secretAccessKey": s.SecretKey}
+}
