@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -100,6 +101,10 @@ func (p *process) driver(ctx context.Context, conf config.Process) error {
 			}
 		}()
 	}
+	if volumes != nil {
+		// Ends with serving.
+		go sweep(serving, volumes, log)
+	}
 	err := driver.New(opt).Serve(serving, conf.Endpoint)
 	if cause := context.Cause(serving); err == nil && !errors.Is(cause, context.Canceled) {
 		err = cause
@@ -109,6 +114,25 @@ func (p *process) driver(ctx context.Context, conf config.Process) error {
 		err = errors.Join(err, p.closeVolumes(ctx, volumes))
 	}
 	return err
+}
+
+// cacheAge is how long a volume's cache waits for the volume to come back to the node.
+const cacheAge = 24 * time.Hour
+
+// sweep frees the disk of what volumes left there that are used elsewhere now.
+func sweep(ctx context.Context, volumes *volume.Set, log *slog.Logger) {
+	tick := time.NewTicker(time.Hour)
+	defer tick.Stop()
+	for {
+		if err := volumes.Sweep(cacheAge); err != nil {
+			log.Error("old caches remain", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // closeVolumes drains and unmounts until there is no more time, or a second signal comes.

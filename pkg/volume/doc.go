@@ -1,3 +1,30 @@
-// Package volume assembles one mounted volume: it opens the cache directory and its journal, recovers, connects to
-// the bucket, serves FUSE, drains and closes. It also owns the staging and target mounts of a node.
+// Package volume assembles one mounted volume (Volume: it opens the cache directory and its journal, recovers, connects
+// to the bucket, serves FUSE, drains and closes) and owns the staging and target mounts of a node (Set).
+//
+// # A Set
+//
+// Stage: look at the bucket, mark the cache, seal the staging directory, mount. Publish: bind the staging mount to the
+// target, by descriptor, and look whether what is seen there is the volume. Unpublish: unmount, remove the directory.
+// Unstage: refuse while a target is bound, drain, unmount, unseal, take the mark away.
+//
+// What is mounted is asked of the kernel (/proc/self/mountinfo), never remembered: a superblock's number tells one
+// mount of a volume from the next. A mount of ours that answers ENOTCONN is dead and may be detached; one that is of
+// another type, or is served by somebody else, is never touched. No path of a mount is opened or looked at in a way
+// that its server would have to answer, but for the question whether it lives, which has a time limit.
+//
+// The mark says that the cache may hold what the bucket does not. It is durable before the mount and goes when all is
+// drained, so that after a crash an unstage, which carries no credentials, cannot be taken for done. The next stage or
+// publish, which does carry them, makes the mount again and so finishes the upload.
+//
+// Below CacheDir:
+//
+//	volumes/HASH(volume ID)/HASH(endpoint)/            cache and journal of one volume
+//	volumes/HASH(volume ID)/HASH(endpoint).undrained   its mark
+//	volumes/HASH(volume ID)/HASH(endpoint).gone        a cache that Sweep removes
+//
+// Lock order: a volume's lock (locks) first, held through a whole call, S3 and drain included; then nests or mu, held
+// for moments. Nobody holds the locks of two volumes. Stats and Status take mu only, so they never wait for a call.
+//
+// Credentials are exchanged in a living mount: the bucket that a Volume gets (current) passes each request to the
+// client of the day.
 package volume

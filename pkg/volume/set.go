@@ -67,6 +67,7 @@ type Set struct {
 
 	transports s3sdk.Transports // shared by the clients of all volumes
 	locks      locks
+	nests      sync.Mutex // held while a cache is taken into use or given up
 
 	mu      sync.Mutex
 	volumes map[config.VolumeID]*staged // guarded by mu

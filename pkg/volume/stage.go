@@ -108,7 +108,7 @@ func (s *Set) mount(ctx context.Context, r StageRequest) (_ *staged, err error) 
 		return nil, err
 	}
 	n := s.nest(r)
-	fresh, err := n.occupy(r.ID)
+	fresh, err := s.occupy(n, r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -241,14 +241,9 @@ func (s *Set) unstageUnserved(ctx context.Context, id config.VolumeID, dir strin
 	return unseal(dir)
 }
 
-// nest is where a volume lives below CacheDir:
-//
-//	volumes/HASH(id)/                 all of one volume ID
-//	    HASH(endpoint)/               its cache and journal with one server
-//	    HASH(endpoint).undrained      exists from before the mount until all is in the bucket
-//
-// The names are hashes, since neither IDs nor endpoints are fit for a path. The server is part of the name, so that an
-// ID that is used again with another one never meets the data of the first.
+// nest is where a volume's cache and mark are; doc.go draws it. The names are hashes, since neither IDs nor endpoints are
+// fit for a path. The server is part of the name, so that an ID that is used again with another one never meets the
+// data of the first.
 type nest struct{ dir, cache, mark string }
 
 func (s *Set) nest(r StageRequest) nest {
@@ -269,7 +264,9 @@ func hashName(name string) string {
 }
 
 // occupy makes the mark durable. fresh is false when a dead process left one.
-func (n nest) occupy(id config.VolumeID) (fresh bool, err error) {
+func (s *Set) occupy(n nest, id config.VolumeID) (fresh bool, err error) {
+	s.nests.Lock()
+	defer s.nests.Unlock()
 	if err := os.MkdirAll(n.dir, 0o700); err != nil {
 		return false, fmt.Errorf("cache directory: %w", err)
 	}
