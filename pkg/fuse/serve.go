@@ -221,6 +221,8 @@ func (c *requestContext) Err() error {
 	select {
 	case <-c.interrupt:
 		return context.Canceled
+	case <-c.end: // what was derived from it and outlives the request
+		return context.Canceled
 	default:
 		return c.mount.Err()
 	}

@@ -222,13 +222,14 @@ func (t *tree) planSave(n *node) *Task {
 	return k
 }
 
-// planDelete removes objects whose keys no name asks for. A key that another node claims is left to it: it overwrites.
+// planDelete removes objects whose keys no name asks for. A key that another node claims is left to it, so that the name
+// is never without an object: it overwrites. Unless it has to wait for a directory, which in turn may wait for us.
 func (t *tree) planDelete(n *node, keep []s3.Key, done verdict) (*Task, verdict) {
 	for _, o := range n.objs {
 		if slices.Contains(keep, o.key) {
 			continue
 		}
-		if t.busy[o.key] != nil || t.claimant(o.key, n) != nil || t.moving(o.key, n, Delete) {
+		if c := t.claimant(o.key, n); c != nil && !t.moving(o.key, c, Put) || t.busy[o.key] != nil || t.moving(o.key, n, Delete) {
 			done = blocked
 			continue
 		}
