@@ -206,6 +206,20 @@ func (t *Tree) Place(dir inode.Ino, name string) (s3.Key, error) {
 	return t.wantPrefix(d) + s3.Key(name), nil
 }
 
+// Parent is the directory in which an inode is called name; ok is false when there is none.
+func (t *Tree) Parent(ino inode.Ino, name string) (dir inode.Ino, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.nodes[ino]; n != nil {
+		for _, l := range n.links {
+			if l.name == name {
+				return l.dir.attr.Ino, true
+			}
+		}
+	}
+	return 0, false
+}
+
 // setAttr takes a node's attributes from its object.
 func (t *tree) setAttr(n *node, info s3.Info) {
 	ino := n.attr.Ino

@@ -26,11 +26,15 @@ const (
 type tree struct {
 	opt Options
 
-	// recMu guards recs, the newest record of each tracked node. A checkpoint reads it while mu may be held by a
-	// mutation that waits for the checkpoint to end; so it is a lock of its own, below mu, never held over an Append.
-	recMu sync.Mutex
-	recs  map[inode.Ino][]byte
-	limit inode.Ino
+	// recMu guards what a checkpoint writes: the newest record of each tracked node and the outcomes of requests. It
+	// reads them while mu may be held by a mutation that waits for the checkpoint to end; so it is a lock of its own,
+	// below mu, never held over an Append.
+	recMu    sync.Mutex
+	recs     map[inode.Ino][]byte
+	limit    inode.Ino
+	outcomes map[uint64]inode.Ino
+	order    []uint64 // ring of outcomes' numbers
+	orderPos int
 
 	mu     sync.Mutex // guards all below and every node
 	j      *journal.Journal
@@ -53,11 +57,8 @@ type tree struct {
 	wake      chan struct{}
 	lastErr   error
 
-	idle     *list.List // of *node
-	outcomes map[uint64]inode.Ino
-	order    []uint64 // ring of outcomes' numbers
-	orderPos int
-	gone     []inode.Ino // to be told once mu is released
+	idle *list.List  // of *node
+	gone []inode.Ino // to be told once mu is released
 
 	replayed map[inode.Ino]saved // until Recover
 }
@@ -220,6 +221,12 @@ func (t *Tree) Dump(emit func(...journal.Record) error) error {
 	for _, b := range t.recs {
 		recs = append(recs, journal.Record{Kind: kindNode, Data: b})
 	}
+	for i := range t.order { // the oldest first
+		unique := t.order[(t.orderPos+i)%len(t.order)]
+		if ino, ok := t.outcomes[unique]; ok && unique != 0 {
+			recs = append(recs, outcomeRecord(unique, ino))
+		}
+	}
 	t.recMu.Unlock()
 	for _, r := range recs {
 		if err := emit(r); err != nil {
@@ -266,7 +273,8 @@ func (t *tree) appendOp(op Op, ino inode.Ino, nodes ...*node) error {
 	}
 	recs := t.save(nodes...)
 	if op.Unique != 0 {
-		recs = append(recs, journal.Record{Kind: kindOutcome, Data: binary.AppendUvarint(binary.AppendUvarint(nil, op.Unique), uint64(ino))})
+		recs = append(recs, outcomeRecord(op.Unique, ino))
+		t.remember(op.Unique, ino) // before the Append: a checkpoint that drops the record has it then
 	}
 	if len(recs) == 0 {
 		return nil
@@ -275,13 +283,16 @@ func (t *tree) appendOp(op Op, ino inode.Ino, nodes ...*node) error {
 		t.broken = fmt.Errorf("journal: %w", err)
 		return t.broken
 	}
-	if op.Unique != 0 {
-		t.remember(op.Unique, ino)
-	}
 	return nil
 }
 
+func outcomeRecord(unique uint64, ino inode.Ino) journal.Record {
+	return journal.Record{Kind: kindOutcome, Data: binary.AppendUvarint(binary.AppendUvarint(nil, unique), uint64(ino))}
+}
+
 func (t *tree) remember(unique uint64, ino inode.Ino) {
+	t.recMu.Lock()
+	defer t.recMu.Unlock()
 	delete(t.outcomes, t.order[t.orderPos])
 	t.order[t.orderPos] = unique
 	t.orderPos = (t.orderPos + 1) % len(t.order)
@@ -290,8 +301,8 @@ func (t *tree) remember(unique uint64, ino inode.Ino) {
 
 // Done returns the recorded outcome of a mutation, by the request's number.
 func (t *Tree) Done(unique uint64) (Outcome, bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	t.recMu.Lock()
+	defer t.recMu.Unlock()
 	ino, ok := t.outcomes[unique]
 	return Outcome{Ino: ino}, ok
 }

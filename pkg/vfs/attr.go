@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/csi-s3/csi-s3/pkg/cache"
 	"github.com/csi-s3/csi-s3/pkg/inode"
 	"github.com/csi-s3/csi-s3/pkg/namespace"
 )
@@ -56,11 +57,8 @@ func (fs *FS) truncate(ctx context.Context, n namespace.Node, size int64) error 
 	case size > MaxFileSize:
 		return ErrFileTooBig
 	}
-	return fs.change(ctx, n.Attr.Ino, func(c *change) error {
-		if err := c.resize(size); err != nil {
-			return err
-		}
-		return c.file.Truncate(size, c.now)
+	return fs.change(ctx, n.Attr.Ino, func(int64) int64 { return size }, func(f *cache.File, now time.Time) error {
+		return f.Truncate(size, now)
 	})
 }
 

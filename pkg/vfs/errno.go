@@ -8,6 +8,7 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/cache"
 	"github.com/csi-s3/csi-s3/pkg/namespace"
 	"github.com/csi-s3/csi-s3/pkg/s3"
+	"github.com/csi-s3/csi-s3/pkg/writeback"
 )
 
 // Errors of the core that no lower package has.
@@ -49,6 +50,8 @@ var errnos = [...]struct {
 	{namespace.ErrNotEmpty, syscall.ENOTEMPTY},
 	{namespace.ErrInvalid, syscall.EINVAL},
 	{namespace.ErrTooMany, syscall.ENOSPC},
+
+	{writeback.ErrConflict, syscall.ESTALE},
 
 	{cache.ErrPoisoned, syscall.EIO},
 	{cache.ErrNoSpace, syscall.ENOSPC},

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
+	"github.com/csi-s3/csi-s3/pkg/cache"
 	"github.com/csi-s3/csi-s3/pkg/inode"
 	"github.com/csi-s3/csi-s3/pkg/namespace"
 )
@@ -30,7 +32,9 @@ func (fs *FS) Fallocate(ctx context.Context, _ Request, ino inode.Ino, _ HandleI
 	default:
 		return fmt.Errorf("fallocate mode %#x: %w", mode, ErrNotSupported)
 	}
-	n, err := fs.tree.Get(ino)
+	n, err := fs.get(ctx, ino)
+	end := off + length
+	keep := mode&fallocKeepSize != 0
 	switch {
 	case err != nil:
 		return err
@@ -38,23 +42,25 @@ func (fs *FS) Fallocate(ctx context.Context, _ Request, ino inode.Ino, _ HandleI
 		return namespace.ErrInvalid
 	case off > MaxFileSize-length:
 		return ErrFileTooBig
-	case mode == fallocKeepSize:
+	case !zero && (keep || end <= n.Attr.Size):
 		return nil
 	}
-	end := off + length
-	return fs.change(ctx, ino, func(c *change) error {
-		if mode&fallocKeepSize == 0 && end > c.file.Size() {
-			if err := c.resize(end); err != nil {
-				return err
-			}
-			if err := c.file.Truncate(end, c.now); err != nil {
+	size := func(now int64) int64 {
+		if keep {
+			return now
+		}
+		return max(now, end)
+	}
+	return fs.change(ctx, ino, size, func(f *cache.File, now time.Time) error {
+		if size := size(f.Size()); size > f.Size() {
+			if err := f.Truncate(size, now); err != nil {
 				return err
 			}
 		}
 		if !zero {
 			return nil
 		}
-		return c.file.PunchHole(off, end, c.now)
+		return f.PunchHole(off, end, now)
 	})
 }
 

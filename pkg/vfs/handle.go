@@ -40,14 +40,6 @@ func (t *handles) add(h *handle) HandleID {
 	return t.next
 }
 
-// put enters a handle under the number that it had in another process.
-func (t *handles) put(id HandleID, h *handle) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.open[id] = h
-	t.next = max(t.next, id)
-}
-
 // get returns the handle, or nil when the number is unknown or another inode's.
 func (t *handles) get(id HandleID, ino inode.Ino, dir bool) *handle {
 	t.mu.Lock()
@@ -92,24 +84,4 @@ func (t *handles) of(ino inode.Ino) []*handle {
 		}
 	}
 	return out
-}
-
-// Failed hears that the bucket refused what was written to a file: each of its open handles reports err once, at its
-// next fsync or close. It takes no lock of the tree.
-func (fs *FS) Failed(ino inode.Ino, err error) {
-	for _, h := range fs.handles.of(ino) {
-		h.mu.Lock()
-		h.err = err
-		h.mu.Unlock()
-	}
-}
-
-// Reopen enters a file handle that a predecessor of this process had given out. It comes before the first request, and
-// the inode must be known: ErrStale.
-func (fs *FS) Reopen(id HandleID, ino inode.Ino) error {
-	if err := fs.tree.Opened(ino); err != nil {
-		return err
-	}
-	fs.handles.put(id, &handle{ino: ino})
-	return nil
 }

@@ -1,10 +1,6 @@
 package vfs
 
-import (
-	"sync"
-
-	"github.com/csi-s3/csi-s3/pkg/inode"
-)
+import "sync"
 
 // notices tells the kernel of changes that no request of its own made. The calls come from one goroutine, because a
 // handler that waits for the kernel can be what the kernel waits for.
@@ -68,10 +64,4 @@ func (n *notices) close() {
 	n.mu.Unlock()
 	n.signal()
 	<-n.done
-}
-
-// NameChanged hears that a name of a directory changed without a request of the kernel: what a conflict with another
-// writer left behind.
-func (fs *FS) NameChanged(dir inode.Ino, name string) {
-	fs.notices.add(func(inv Invalidator) { inv.InvalidateEntry(dir, name) })
 }

@@ -45,7 +45,7 @@ func (fs *FS) openNode(ctx context.Context, n namespace.Node, flags int) (Handle
 	if err := fs.tree.Opened(ino); err != nil {
 		return 0, err
 	}
-	if flags&syscall.O_TRUNC != 0 && n.Attr.Size > 0 {
+	if flags&syscall.O_TRUNC != 0 {
 		if err := fs.truncate(ctx, n, 0); err != nil {
 			fs.tree.Released(ino)
 			return 0, err

@@ -89,8 +89,10 @@ type flight struct {
 	kind    flightKind
 	changes []change1 // guarded by Remote.mu
 	done    chan struct{}
-	l       *listing // valid once done is closed
-	err     error
+	// Valid once done is closed. names are those of allPages: the listing itself may be evicted at any moment.
+	l     *listing
+	names []named
+	err   error
 }
 
 type flightKind int
@@ -112,7 +114,6 @@ type change1 struct {
 // lock is a leaf.
 type Remote struct {
 	bucket s3.Bucket
-	prefix s3.Key
 	views  *Views
 	ttl    time.Duration
 	now    func() time.Time
@@ -123,11 +124,11 @@ type Remote struct {
 	hidden  map[s3.Key]int       // guarded by mu: keys without a name, by prefix, where there are any
 }
 
-// NewRemote makes the view of the volume below prefix ("" or ending with a slash). ttl is how long an answer of the
-// bucket holds, 0 is for ever: see Policy.TTL.
-func NewRemote(bucket s3.Bucket, prefix s3.Key, views *Views, ttl time.Duration) *Remote {
+// NewRemote makes the view of a volume in bucket. ttl is how long an answer of the bucket holds, 0 is for ever: see
+// Policy.TTL.
+func NewRemote(bucket s3.Bucket, views *Views, ttl time.Duration) *Remote {
 	return &Remote{
-		bucket: bucket, prefix: prefix, views: views, ttl: ttl, now: time.Now,
+		bucket: bucket, views: views, ttl: ttl, now: time.Now,
 		index: map[s3.Key]*listing{}, flights: map[s3.Key][]*flight{}, hidden: map[s3.Key]int{},
 	}
 }
@@ -204,7 +205,7 @@ func (r *Remote) dropped(l *listing) {
 	r.discard(l)
 }
 
-// keep enters a listing; the caller holds no lock. fl, if not nil, is the flight that brought it.
+// keep enters a listing and lands the flight that brought it. The caller holds no lock.
 func (r *Remote) keep(l *listing, fl *flight) {
 	l.id = r.views.ids.Add(1)
 	l.cost = costListing
@@ -214,6 +215,9 @@ func (r *Remote) keep(l *listing, fl *flight) {
 	r.mu.Lock()
 	for _, c := range fl.changes {
 		l.apply(c)
+	}
+	if fl.kind == allPages {
+		fl.names = l.all()
 	}
 	r.land(l.prefix, fl)
 	old := r.index[l.prefix]
@@ -254,10 +258,9 @@ func (r *Remote) land(prefix s3.Key, fl *flight) {
 type answer int
 
 const (
-	yes   answer = iota // the entry is certain
-	ask                 // a listing would tell, and more
-	ask1                // only a look at this one name tells
-	spent               // used by callers: nothing cached
+	yes  answer = iota // the entry is certain
+	ask                // a listing would tell, and more
+	ask1               // only a look at this one name tells
 )
 
 // cached looks a name up in memory.
@@ -289,13 +292,13 @@ func (r *Remote) lookup(ctx context.Context, prefix s3.Key, name string, alone b
 		return e, nil
 	}
 	if how == ask && !alone {
-		l, err := r.list(ctx, prefix, onePage)
+		fl, err := r.list(ctx, prefix, onePage)
 		if err != nil {
 			return entry{}, err
 		}
 		r.mu.Lock()
-		complete := l.complete && l.names != nil
-		s := l.names[name]
+		complete := fl.l.complete && fl.l.names != nil
+		s := fl.l.names[name]
 		r.mu.Unlock()
 		if complete && !s.doubt {
 			return s.entry, nil
@@ -324,25 +327,23 @@ func (r *Remote) one(ctx context.Context, prefix s3.Key, name string) (entry, er
 		at := r.now()
 		e, err := r.probe(ctx, key)
 		r.mu.Lock()
-		r.land(prefix, fl)
-		if err != nil {
-			r.mu.Unlock()
-			return entry{}, err
-		}
-		if slices.ContainsFunc(fl.changes, func(c change1) bool { return c.name == name }) {
-			r.mu.Unlock()
-			continue // the answer may be from before our own change
-		}
+		stale := slices.ContainsFunc(fl.changes, func(c change1) bool { return c.name == name })
 		l := r.index[prefix]
-		if l != nil {
+		if err == nil && !stale && l == nil {
+			r.mu.Unlock()
+			r.keep(&listing{remote: r, prefix: prefix, names: map[string]single{name: {entry: e, at: at}}}, fl)
+			return e, nil
+		}
+		r.land(prefix, fl)
+		if err == nil && !stale {
 			r.enter(l, name, single{entry: e, at: at})
 		}
 		r.mu.Unlock()
-		if l == nil {
-			r.mu.Lock()
-			fl := r.depart(prefix, oneName)
-			r.mu.Unlock()
-			r.keep(&listing{remote: r, prefix: prefix, names: map[string]single{name: {entry: e, at: at}}}, fl)
+		switch {
+		case err != nil:
+			return entry{}, err
+		case stale:
+			continue // the answer may be from before our own change
 		}
 		return e, nil
 	}
@@ -415,7 +416,9 @@ func (r *Remote) doubt(prefix s3.Key, name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if l := r.index[prefix]; l != nil {
-		l.names[name] = single{doubt: true}
+		s := l.names[name]
+		s.doubt = true // a listing goes on to show the name: nothing says that it is gone
+		l.names[name] = s
 	}
 }
 
@@ -429,7 +432,7 @@ func parent(key s3.Key) (prefix s3.Key, name string) {
 
 // list fetches the names below a prefix: all of them, or with onePage all of them if they fit into one page. Callers
 // that want the same share one request.
-func (r *Remote) list(ctx context.Context, prefix s3.Key, kind flightKind) (*listing, error) {
+func (r *Remote) list(ctx context.Context, prefix s3.Key, kind flightKind) (*flight, error) {
 	for {
 		r.mu.Lock()
 		var fl *flight
@@ -453,7 +456,7 @@ func (r *Remote) list(ctx context.Context, prefix s3.Key, kind flightKind) (*lis
 				r.mu.Unlock()
 			}
 			close(fl.done)
-			return fl.l, fl.err
+			return fl, fl.err
 		}
 		select {
 		case <-fl.done:
@@ -462,7 +465,7 @@ func (r *Remote) list(ctx context.Context, prefix s3.Key, kind flightKind) (*lis
 		}
 		// When the one who asked gave up, it says nothing about us.
 		if fl.err == nil || !errors.Is(fl.err, context.Canceled) && !errors.Is(fl.err, context.DeadlineExceeded) {
-			return fl.l, fl.err
+			return fl, fl.err
 		}
 	}
 }
@@ -542,18 +545,11 @@ func (r *Remote) readDir(ctx context.Context, prefix s3.Key) ([]named, error) {
 		return names, nil
 	}
 	r.mu.Unlock()
-	for {
-		l, err := r.list(ctx, prefix, allPages)
-		if err != nil {
-			return nil, err
-		}
-		r.mu.Lock()
-		if l.names != nil {
-			defer r.mu.Unlock()
-			return l.all(), nil
-		}
-		r.mu.Unlock()
+	fl, err := r.list(ctx, prefix, allPages)
+	if err != nil {
+		return nil, err
 	}
+	return fl.names, nil
 }
 
 // all copies the names that exist. The caller holds mu.

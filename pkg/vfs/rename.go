@@ -48,13 +48,11 @@ func (fs *FS) Rename(ctx context.Context, req Request, oldDir inode.Ino, oldName
 			return err
 		}
 	}
-	if err := fs.tree.Rename(req.op(), oldDir, oldName, newDir, newName, flags); err != nil {
-		return err
-	}
+	rename := func() error { return fs.tree.Rename(req.op(), oldDir, oldName, newDir, newName, flags) }
 	if target.ok && flags != RenameExchange && n.Attr.Ino != x.Attr.Ino {
-		fs.removed(x)
+		return fs.remove(x.Attr.Ino, rename)
 	}
-	return nil
+	return rename()
 }
 
 // settle makes a file's dirty bytes survive a power cut before they replace another file's: else the cut could leave

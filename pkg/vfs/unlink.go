@@ -22,11 +22,7 @@ func (fs *FS) Unlink(ctx context.Context, req Request, dir inode.Ino, name strin
 	if n.Attr.IsDir() {
 		return fmt.Errorf("%q: %w", name, namespace.ErrIsDir)
 	}
-	if err := fs.tree.Unlink(req.op(), dir, name); err != nil {
-		return err
-	}
-	fs.removed(n)
-	return nil
+	return fs.remove(n.Attr.Ino, func() error { return fs.tree.Unlink(req.op(), dir, name) })
 }
 
 // Rmdir removes an empty directory. Keys below it that POSIX cannot name do not count, and go with it.
@@ -44,11 +40,7 @@ func (fs *FS) Rmdir(ctx context.Context, req Request, dir inode.Ino, name string
 	if err := fs.empty(ctx, n.Attr.Ino); err != nil {
 		return fmt.Errorf("%q: %w", name, err)
 	}
-	if err := fs.tree.Rmdir(req.op(), dir, name); err != nil {
-		return err
-	}
-	fs.removed(n)
-	return nil
+	return fs.remove(n.Attr.Ino, func() error { return fs.tree.Rmdir(req.op(), dir, name) })
 }
 
 // victim finds what is to be removed.
@@ -63,8 +55,14 @@ func (fs *FS) victim(ctx context.Context, dir inode.Ino, name string) (namespace
 	return f.node, err
 }
 
-// removed counts a name that is gone. Space counts as free when the last name goes, though an open file still uses it.
-func (fs *FS) removed(n namespace.Node) {
+// remove takes a name from an inode and counts what the volume no longer holds. Space counts as free when the last name
+// goes, though an open file still uses it; what such a file still grows or shrinks by is not counted (see change).
+func (fs *FS) remove(ino inode.Ino, take func() error) error {
+	defer fs.lockInode(ino).Unlock() // its size stays what it is
+	n, known := fs.tree.Get(ino)
+	if err := take(); err != nil || known != nil {
+		return err
+	}
 	switch {
 	case n.Attr.IsDir():
 		fs.usage.Add(0, -1)
@@ -75,6 +73,7 @@ func (fs *FS) removed(n namespace.Node) {
 		}
 		fs.usage.Add(-size, -1)
 	}
+	return nil
 }
 
 // empty says with ErrNotEmpty that a directory has names, asking the bucket where the tree does not know.

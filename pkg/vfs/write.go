@@ -16,7 +16,7 @@ func (fs *FS) Write(ctx context.Context, _ Request, ino inode.Ino, _ HandleID, p
 	if err := fs.writable(); err != nil {
 		return 0, err
 	}
-	node, err := fs.tree.Get(ino)
+	node, err := fs.get(ctx, ino)
 	switch {
 	case err != nil:
 		return 0, err
@@ -29,64 +29,56 @@ func (fs *FS) Write(ctx context.Context, _ Request, ino inode.Ino, _ HandleID, p
 	case len(p) == 0:
 		return 0, nil
 	}
-	err = fs.change(ctx, ino, func(c *change) error {
-		if err := c.resize(max(c.file.Size(), off+int64(len(p)))); err != nil {
-			return err
-		}
-		return c.file.WriteAt(p, off, c.now)
+	end := off + int64(len(p))
+	err = fs.change(ctx, ino, func(now int64) int64 { return max(now, end) }, func(f *cache.File, now time.Time) error {
+		return f.WriteAt(p, off, now)
 	})
 	if err != nil {
-		return 0, fmt.Errorf("write [%d, %d) of inode %d: %w", off, off+int64(len(p)), ino, err)
+		return 0, fmt.Errorf("write [%d, %d) of inode %d: %w", off, end, ino, err)
 	}
 	return len(p), nil
 }
 
-// change is one change of a file's bytes.
-type change struct {
-	fs   *FS
-	file *cache.File
-	now  time.Time
-	grow int64 // bytes charged to the volume
-}
-
-// resize counts the file's new size, or refuses it.
-func (c *change) resize(size int64) error {
-	c.grow = size - c.file.Size()
-	if err := c.fs.charge(c.grow); err != nil {
-		c.grow = 0
-		return err
-	}
-	return nil
-}
-
 // change runs one change of a file's bytes between the two notes to the tree, alone among all changes of that file:
-// the tree must hear of sizes in the order in which the file had them.
-func (fs *FS) change(ctx context.Context, ino inode.Ino, do func(c *change) error) error {
+// the tree must hear of sizes in the order in which the file had them. size says what becomes of the file's size, and
+// what it grows by is charged to the volume first, so that a full volume refuses before anything happened.
+func (fs *FS) change(ctx context.Context, ino inode.Ino, size func(now int64) int64, do func(f *cache.File, now time.Time) error) error {
 	if err := fs.executor.Throttle(ctx); err != nil {
 		return err
 	}
 	defer fs.lockInode(ino).Unlock()
+	n, err := fs.tree.Get(ino)
+	if err != nil {
+		return err
+	}
 	f, err := fs.file(ino)
 	if err != nil {
 		return err
 	}
-	if err := fs.tree.BeginWrite(ino); err != nil {
-		return err
-	}
-	c := &change{fs: fs, file: f, now: fs.now()}
+	// What has no name any more is not the volume's: it never reaches the bucket.
+	counts := n.Attr.Nlink > 0
 	before := f.Size()
-	if err := do(c); err != nil {
-		// A write may fail half-way: the volume is charged for what the file has become.
-		fs.usage.Add(f.Size()-before-c.grow, 0)
-		if f.Size() == before {
+	grow := size(before) - before
+	if counts {
+		if err := fs.charge(grow); err != nil {
 			return err
 		}
-		if werr := fs.tree.Written(ino, f.Size(), c.now); werr != nil {
-			return fmt.Errorf("%w (after %w)", werr, err)
-		}
-		return err
 	}
-	return fs.tree.Written(ino, f.Size(), c.now)
+	now := fs.now()
+	if err = fs.tree.BeginWrite(ino); err == nil {
+		err = do(f, now)
+	}
+	after := f.Size()
+	if counts {
+		fs.usage.Add(after-before-grow, 0) // not 0 when it failed half-way
+	}
+	if err != nil && f.Dirty().Since.IsZero() {
+		return err // nothing changed
+	}
+	if werr := fs.tree.Written(ino, after, now); werr != nil && err == nil {
+		return werr
+	}
+	return err
 }
 
 // file is the cache's file of an inode, backed by its remote object.

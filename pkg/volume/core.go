@@ -111,7 +111,7 @@ func assemble(fsys disk.FS, writer string, spec Spec) *core {
 		id: spec.ID, disk: fsys, policy: policy, usage: &vfs.Usage{}, bucket: spec.Bucket, prefix: spec.Prefix, log: spec.Log,
 		stop: func() {},
 	}
-	c.remote = vfs.NewRemote(spec.Bucket, spec.Prefix, views(), policy.TTL())
+	c.remote = vfs.NewRemote(spec.Bucket, views(), policy.TTL())
 	c.store = cache.New(fsys, cache.Options{})
 	c.tree = namespace.New(namespace.Options{
 		Prefix: spec.Prefix, Uid: o.Uid, Gid: o.Gid, FileMode: uint32(o.FileMode.Perm()), DirMode: uint32(o.DirMode.Perm()),
@@ -132,6 +132,7 @@ func assemble(fsys disk.FS, writer string, spec Spec) *core {
 func (c *core) conflict(ino inode.Ino, kept string) {
 	c.log.Warn("another client changed an object that was changed here too; ours is kept beside it",
 		"volume", c.id, "inode", uint64(ino), "kept", kept)
+	c.fs.Conflict(ino, kept)
 }
 
 // recover replays the journal and takes up what it holds.
