@@ -127,7 +127,7 @@ func (s *Set) mount(ctx context.Context, r StageRequest) (_ *staged, err error) 
 	}
 	m, err := mount(ctx, Spec{
 		ID: r.ID.String(), Bucket: b, Prefix: s3.Key(r.ID.Prefix), Dir: r.Dir, CacheDir: n.cache, Options: r.Options,
-		Log: s.Log.With("volume", r.ID.String()),
+		Log: s.Log,
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("mount volume %s: %w", r.ID, classify(err)), unseal(r.Dir), n.vacate(fresh))

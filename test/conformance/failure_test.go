@@ -187,3 +187,49 @@ func abort(dir string) error {
 	defer syscall.Unmount(control, 0)
 	return os.WriteFile(filepath.Join(control, minor, "abort"), []byte("1"), 0)
 }
+
+// While the server is away an unstage says in its time what is left, as often as it is asked, and the data gets there
+// once the server is back.
+func TestUnstageWhileDown(t *testing.T) {
+	if !ownMounts(t) {
+		return
+	}
+	server := minio.Start(t)
+	p := newProcess(t)
+	k := newKubelet(t, p, secrets(server))
+	check(t, k.create("pvc-down", nil))
+	check(t, k.stage())
+	check(t, k.publish(false))
+	f, err := os.Create(filepath.Join(k.target, "f"))
+	check(t, err)
+	check(t, server.Signal(syscall.SIGSTOP))
+	resume := func() { check(t, server.Signal(syscall.SIGCONT)) }
+	defer resume()
+	_, err = f.Write(make([]byte, 1<<20))
+	check(t, err)
+	check(t, f.Close())
+	check(t, k.unpublish())
+	for range 2 {
+		r := *k
+		ctx, cancel := context.WithTimeout(k.ctx, 4*time.Second)
+		r.ctx = ctx
+		err := r.unstage()
+		if ctx.Err() != nil {
+			t.Error("the answer came after the deadline")
+		}
+		cancel()
+		if status.Code(err) != codes.DeadlineExceeded || !strings.Contains(err.Error(), "1048576") && !strings.Contains(err.Error(), "1Mi") {
+			t.Errorf("what is left is not said: %v", err)
+		}
+	}
+	resume()
+	check(t, k.unstage())
+	check(t, k.stage())
+	check(t, k.publish(true))
+	if st, err := os.Stat(filepath.Join(k.target, "f")); err != nil || st.Size() != 1<<20 {
+		t.Errorf("%v, %v", st, err)
+	}
+	check(t, k.unpublish())
+	check(t, k.unstage())
+	check(t, k.delete())
+}
