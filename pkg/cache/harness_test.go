@@ -162,16 +162,23 @@ type image struct {
 	b       []byte
 	kind    []byte
 	changed bool // since it was last clean
+	// Since the snapshot: which offsets were overwritten, the smallest size, whether there was a change at all.
+	over     []bool
+	smallest int64
+	touched  bool
 }
 
 func remoteImage(remote []byte) image {
 	return image{b: slices.Clone(remote), kind: make([]byte, len(remote))}
 }
 
-func (m image) clone() image { return image{slices.Clone(m.b), slices.Clone(m.kind), m.changed} }
+func (m image) clone() image {
+	m.b, m.kind, m.over = slices.Clone(m.b), slices.Clone(m.kind), slices.Clone(m.over)
+	return m
+}
 
 func (m *image) resize(size int64) {
-	m.changed = true
+	m.changed, m.touched, m.smallest = true, true, min(m.smallest, size)
 	n := int64(len(m.b))
 	if size <= n {
 		m.b, m.kind = m.b[:size], m.kind[:size]
@@ -182,13 +189,16 @@ func (m *image) resize(size int64) {
 }
 
 func (m *image) write(p []byte, off int64) {
-	m.changed = true
+	m.changed, m.touched = true, true
 	if end := off + int64(len(p)); end > int64(len(m.b)) {
 		m.resize(end)
 	}
 	copy(m.b[off:], p)
-	for i := range p {
-		m.kind[off+int64(i)] = dirtyByte
+	for int64(len(m.over)) < off+int64(len(p)) {
+		m.over = append(m.over, false)
+	}
+	for i := off; i < off+int64(len(p)); i++ {
+		m.kind[i], m.over[i] = dirtyByte, true
 	}
 }
 
@@ -202,36 +212,24 @@ func (m *image) count(kind byte) (n int64) {
 	return int64(bytes.Count(m.kind, []byte{kind}))
 }
 
-// modelSnap is what the model knows of a live snapshot.
-type modelSnap struct {
-	*cache.Snapshot
-	content  []byte
-	mtime    time.Time
-	over     []bool // by offset: overwritten since
-	smallest int64
-	touched  bool
-	synced   bool // a Sync returned since, after a change
-}
+// freeze begins a snapshot, commit makes it the remote object.
+func (m *image) freeze() { m.over, m.smallest, m.touched = nil, int64(len(m.b)), false }
 
-// commit is what Commit makes of an image.
-func (s *modelSnap) commit(m *image) {
-	base := min(int64(len(s.content)), s.smallest)
-	for i := range min(base, int64(len(m.b))) {
-		if i >= int64(len(s.over)) || !s.over[i] {
+func (m *image) commit(size int64) {
+	for i := range min(size, m.smallest, int64(len(m.b))) {
+		if i >= int64(len(m.over)) || !m.over[i] {
 			m.kind[i] = remoteByte
 		}
 	}
-	m.changed = s.touched
+	m.changed = m.touched
 }
 
-func (s *modelSnap) overwrite(off, end int64) {
-	s.touched = true
-	for int64(len(s.over)) < end {
-		s.over = append(s.over, false)
-	}
-	for i := off; i < end; i++ {
-		s.over[i] = true
-	}
+// modelSnap is what the model knows of a live snapshot.
+type modelSnap struct {
+	*cache.Snapshot
+	content []byte
+	mtime   time.Time
+	synced  bool // a Sync returned since, after a change
 }
 
 // modelFile is a file beside what it must be.
@@ -332,17 +330,17 @@ func (r *rig) write(m *modelFile, off, n int64) {
 	r.step("write %d [%d,%d)", m.id, off, off+n)
 	p, at := pattern(r.ops, off, n), stamp(r.ops)
 	m.mtimes, m.fresh = append(m.mtimes, at), true
-	r.over(m, off, off+n)
 	r.change(m, func(a *image) { a.write(p, off) }, func() error { return m.f.WriteAt(p, off, at) })
 }
 
 func (r *rig) punch(m *modelFile, off, end int64) {
 	r.step("punch %d [%d,%d)", m.id, off, end)
 	at := stamp(r.ops)
-	m.mtimes, m.fresh = append(m.mtimes, at), true
-	if size := m.f.Size(); off < size {
-		r.over(m, off, min(end, size))
+	if off >= min(end, m.f.Size()) {
+		r.result(m.f.PunchHole(off, end, at))
+		return
 	}
+	m.mtimes, m.fresh = append(m.mtimes, at), true
 	r.change(m, func(a *image) { a.punch(off, end) }, func() error { return m.f.PunchHole(off, end, at) })
 }
 
@@ -350,17 +348,7 @@ func (r *rig) truncate(m *modelFile, size int64) {
 	r.step("truncate %d to %d", m.id, size)
 	at := stamp(r.ops)
 	m.mtimes, m.fresh = append(m.mtimes, at), true
-	if m.snap != nil {
-		m.snap.smallest = min(m.snap.smallest, size)
-		m.snap.touched = true
-	}
 	r.change(m, func(a *image) { a.resize(size) }, func() error { return m.f.Truncate(size, at) })
-}
-
-func (r *rig) over(m *modelFile, off, end int64) {
-	if m.snap != nil {
-		m.snap.overwrite(off, end)
-	}
 }
 
 // fill fetches what is missing in [off, end), like package fetch.
@@ -388,9 +376,14 @@ func (r *rig) synced(m *modelFile, err error) {
 		m.past = append(m.past, a.clone())
 		m.barriered = m.barriered && a.changed
 	}
-	if m.snap != nil && m.snap.touched {
-		m.snap.synced = true
+	if m.snap != nil {
+		m.snap.synced = m.touched()
 	}
+}
+
+// touched says that the file was surely changed since its snapshot.
+func (m *modelFile) touched() bool {
+	return !slices.ContainsFunc(m.alts, func(a image) bool { return !a.touched })
 }
 
 func (r *rig) snapshot(m *modelFile) {
@@ -405,7 +398,10 @@ func (r *rig) snapshot(m *modelFile) {
 		s.Release()
 		return
 	}
-	m.snap = &modelSnap{Snapshot: s, content: content, mtime: mtime, smallest: int64(len(content))}
+	m.snap = &modelSnap{Snapshot: s, content: content, mtime: mtime}
+	for i := range m.alts {
+		m.alts[i].freeze()
+	}
 }
 
 // checkSnap compares a live snapshot with what the file was.
@@ -450,12 +446,12 @@ func (r *rig) commit(m *modelFile, fill bool) {
 	m.remote = m.snap.content
 	with := fmt.Sprintf("commit %d", r.ops)
 	r.underWay = with
-	ok := r.change(m, m.snap.commit, func() error {
+	ok := r.change(m, func(a *image) { a.commit(int64(len(m.remote))) }, func() error {
 		return m.snap.Commit(journal.Record{Kind: foreignKind, Data: []byte(with)})
 	})
 	if ok {
 		r.commits = append(r.commits, with)
-		m.barriered = m.snap.touched && m.snap.synced
+		m.barriered = m.snap.synced && m.touched()
 		r.box.foreign = append(r.box.foreign, with)
 	}
 	r.underWay = ""
@@ -590,19 +586,27 @@ next:
 
 // dirtyAmong checks that the snapshot's dirty ranges hold all bytes that no object has and none that nobody wrote.
 func dirtyAmong(s *cache.Snapshot, images []image, cut bool) error {
+	size := s.Size()
+	is, must, may := make([]bool, size), make([]bool, size), make([]bool, size)
 	dirty := s.Dirty()
-	for i := range s.Size() {
-		must, may := true, false
-		for _, m := range images {
-			if i >= int64(len(m.kind)) {
-				must, may = false, may || cut
-				continue
-			}
-			must = must && m.kind[i] != remoteByte
-			may = may || m.kind[i] != remoteByte
+	for _, r := range dirty.Ranges() {
+		for i := r.Off; i < r.End; i++ {
+			is[i] = true
 		}
-		if is := dirty.Contains(i, i+1); is && !may || !is && must {
-			return fmt.Errorf("byte %d dirty: %v, must be %v, may be %v", i, is, must, may)
+	}
+	for n, m := range images {
+		kind := m.kind[:min(len(m.kind), len(is))]
+		for i, k := range kind {
+			must[i] = (must[i] || n == 0) && k != remoteByte
+			may[i] = may[i] || k != remoteByte
+		}
+		for i := len(kind); i < len(is); i++ {
+			must[i], may[i] = false, may[i] || cut
+		}
+	}
+	for i := range is {
+		if is[i] && !may[i] || !is[i] && must[i] {
+			return fmt.Errorf("byte %d dirty: %v, must be %v, may be %v", i, is[i], must[i], may[i])
 		}
 	}
 	return nil

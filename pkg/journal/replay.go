@@ -17,7 +17,7 @@ func (j *Journal) load(f disk.File, replay func([]Record) error) error {
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	r := bufio.NewReaderSize(io.NewSectionReader(f, 0, size), 1<<20)
+	r := bufio.NewReaderSize(io.NewSectionReader(f, 0, size), int(min(size, 1<<20)))
 	var h [headerSize]byte
 	if _, err := io.ReadFull(r, h[:]); err != nil || string(h[:8]) != magic {
 		// The file got its name only when it was whole and durable.
