@@ -308,10 +308,11 @@ func (t *Tree) Rename(op Op, oldDir inode.Ino, oldName string, newDir inode.Ino,
 		changed = append(changed, t.bind(od, oldName, x, now)...)
 		x.attr.Ctime = now
 		t.settleOrigin(x, xOrigin)
-		changed = append(changed, t.touchAll(x, now)...)
+		t.touchAll(x, now)
+		changed = append(changed, x)
 	}
 	t.settleOrigin(n, origin)
-	changed = append(changed, t.touchAll(n, now)...)
+	t.touchAll(n, now)
 	if od != t.root && !od.local && !od.wantMarker && len(od.objs) == 0 {
 		changed = append(changed, t.track(od)...)
 		od.wantMarker = true
@@ -361,8 +362,8 @@ func (t *tree) noteMoved(n *node) {
 }
 
 // touchAll notes that the keys of a node and of all tracked ones below it changed, and that no lookup under way below
-// it may be believed. It returns the directories among them whose origin is no longer what their place says.
-func (t *tree) touchAll(n *node, now time.Time) []*node {
+// it may be believed.
+func (t *tree) touchAll(n *node, now time.Time) {
 	if n.tracked {
 		t.touch(n, now)
 	}
@@ -370,7 +371,6 @@ func (t *tree) touchAll(n *node, now time.Time) []*node {
 	for _, c := range n.children {
 		t.touchAll(c, now)
 	}
-	return nil
 }
 
 // SetAttr changes attributes. A change of atime alone never goes to the bucket.

@@ -60,6 +60,7 @@ func (e *Executor) next() *namespace.Task {
 	for {
 		now := e.opt.Now()
 		k, at := e.tree.Next(now)
+		e.ended.beat() // it may have found inodes that wait for nothing any more
 		if k != nil {
 			return k
 		}

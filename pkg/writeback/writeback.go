@@ -57,7 +57,7 @@ type Executor struct {
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup // the loop and the running tasks
 
-	ended pulse // beats when a task has ended
+	ended pulse // beats when a task has ended, and when the tree has looked what is left
 
 	mu        sync.Mutex
 	running   int               // guarded by mu: tasks
