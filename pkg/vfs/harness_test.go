@@ -132,6 +132,9 @@ func (v *volume) start() {
 	if v.cfg.writer == "" {
 		v.cfg.writer = "0123456789abcdef"
 	}
+	if v.cfg.patience == 0 {
+		v.cfg.patience = 10 * time.Second
+	}
 	v.usage, v.notes = &vfs.Usage{}, &notes{}
 	v.views = vfs.NewViews(v.cfg.views)
 	v.remote = vfs.NewRemote(v.faults, v.views, v.cfg.policy.TTL())
@@ -238,7 +241,7 @@ func (v *volume) kill() {
 // flush brings everything to the bucket.
 func (v *volume) flush() {
 	v.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), v.cfg.patience)
 	defer cancel()
 	if err := v.FlushTree(ctx, inode.Root, nil); err != nil {
 		v.t.Fatalf("flush: %v", err)
@@ -339,7 +342,8 @@ func (v *volume) wantObjects(pairs ...string) {
 	}
 }
 
-// A client of the file system that works with paths, as the kernel does for programs. The helpers with an error
+// A client of the file system that works with paths, as the kernel does for programs; it remembers nothing, so it
+// forgets each inode after its use. The helpers with an error
 // result return what a program would see; those without end the test.
 
 var root = vfs.Request{Uid: 1000, Gid: 1000}
@@ -361,6 +365,7 @@ func (v *volume) walk(p string) (inode.Attr, error) {
 			return a, err
 		}
 		a = e.Attr
+		v.Forget(a.Ino, 1)
 	}
 	return a, nil
 }
@@ -383,6 +388,9 @@ func (v *volume) ino(p string) inode.Ino {
 func (v *volume) at(p string) (dir inode.Ino, name string, err error) {
 	d, name := path.Split(p)
 	a, err := v.walk(strings.TrimSuffix(d, "/"))
+	if err == nil && !a.IsDir() {
+		err = namespace.ErrNotDir
+	}
 	return a.Ino, name, err
 }
 
@@ -398,6 +406,7 @@ func (v *volume) tryWrite(p, content string) error {
 	_, err = v.Write(ctx, root, e.Attr.Ino, h, []byte(content), 0)
 	ferr := v.Flush(ctx, root, e.Attr.Ino, h)
 	v.Release(e.Attr.Ino, h)
+	v.Forget(e.Attr.Ino, 1)
 	return errors.Join(err, ferr)
 }
 
@@ -466,7 +475,9 @@ func (v *volume) writeAt(ino inode.Ino, h vfs.HandleID, content string, off int6
 func (v *volume) tryMkdir(p string) error {
 	dir, name, err := v.at(p)
 	if err == nil {
-		_, err = v.Mkdir(ctx, root, dir, name, 0o755)
+		var e vfs.Entry
+		e, err = v.Mkdir(ctx, root, dir, name, 0o755)
+		v.Forget(e.Attr.Ino, 1)
 	}
 	return err
 }
@@ -479,7 +490,9 @@ func (v *volume) mkdir(p string) {
 func (v *volume) symlink(p, target string) error {
 	dir, name, err := v.at(p)
 	if err == nil {
-		_, err = v.Symlink(ctx, root, dir, name, target)
+		var e vfs.Entry
+		e, err = v.Symlink(ctx, root, dir, name, target)
+		v.Forget(e.Attr.Ino, 1)
 	}
 	return err
 }
@@ -519,7 +532,9 @@ func (v *volume) link(from, to string) error {
 	}
 	dir, name, err := v.at(to)
 	if err == nil {
-		_, err = v.Link(ctx, root, a.Ino, dir, name)
+		var e vfs.Entry
+		e, err = v.Link(ctx, root, a.Ino, dir, name)
+		v.Forget(e.Attr.Ino, 1)
 	}
 	return err
 }

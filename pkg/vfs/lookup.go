@@ -105,10 +105,9 @@ func (fs *FS) ask(ctx context.Context, dir inode.Ino, name string, res namespace
 		return namespace.Node{}, err
 	}
 	if e.absent() {
-		if res.Found {
-			if err := fs.tree.Unlearn(dir, name, res.Version); err != nil {
-				return namespace.Node{}, err
-			}
+		// Also where the tree knows nothing of the name: the place that was asked may not be the directory's any more.
+		if err := fs.tree.Unlearn(dir, name, res.Version); err != nil {
+			return namespace.Node{}, err
 		}
 		return namespace.Node{}, namespace.ErrNotExist
 	}

@@ -88,6 +88,7 @@ type listing struct {
 type flight struct {
 	kind    flightKind
 	changes []change1 // guarded by Remote.mu
+	void    bool      // guarded by Remote.mu: its answer is not to be kept
 	done    chan struct{}
 	// Valid once done is closed. names are those of allPages: the listing itself may be evicted at any moment.
 	l     *listing
@@ -168,6 +169,26 @@ func (r *Remote) Settled(dir s3.Key, name string, isDir bool, info *s3.Info) {
 			r.discard(l) // it was admitted as something smaller
 		}
 	}
+	if isDir && (info == nil || info.ETag == "") {
+		// More than a marker came or went: all that is below it.
+		r.forgetBelow(dir + s3.Key(name) + "/")
+	}
+}
+
+// forgetBelow drops what is known and asked of a prefix and of all below it. The caller holds mu.
+func (r *Remote) forgetBelow(prefix s3.Key) {
+	for p, l := range r.index {
+		if strings.HasPrefix(string(p), string(prefix)) {
+			r.discard(l)
+		}
+	}
+	for p, fls := range r.flights {
+		if strings.HasPrefix(string(p), string(prefix)) {
+			for _, fl := range fls {
+				fl.void = true
+			}
+		}
+	}
 }
 
 // apply lets a listing follow a change. The caller holds Remote.mu.
@@ -220,6 +241,11 @@ func (r *Remote) keep(l *listing, fl *flight) {
 		fl.names = l.all()
 	}
 	r.land(l.prefix, fl)
+	if fl.void {
+		l.names = nil
+		r.mu.Unlock()
+		return
+	}
 	old := r.index[l.prefix]
 	if old != nil {
 		r.discard(old)
@@ -335,7 +361,7 @@ func (r *Remote) one(ctx context.Context, prefix s3.Key, name string) (entry, er
 			return e, nil
 		}
 		r.land(prefix, fl)
-		if err == nil && !stale {
+		if err == nil && !stale && !fl.void && l != nil {
 			r.enter(l, name, single{entry: e, at: at})
 		}
 		r.mu.Unlock()
@@ -437,7 +463,7 @@ func (r *Remote) list(ctx context.Context, prefix s3.Key, kind flightKind) (*fli
 		r.mu.Lock()
 		var fl *flight
 		for _, o := range r.flights[prefix] {
-			if o.kind == kind {
+			if o.kind == kind && !o.void {
 				fl = o
 			}
 		}

@@ -98,7 +98,9 @@ func (fs *FS) empty(ctx context.Context, ino inode.Ino) error {
 		if shown {
 			return namespace.ErrNotEmpty
 		}
-		// What is left in the tree was learned from the bucket, which has it no more.
+		// What is left in the tree was learned from the bucket, which has it no more. The empty name is nobody's: it
+		// asks whether the place that was listed is still the directory's.
+		l.Names[""] = namespace.Child{}
 		for name := range l.Names {
 			if err = fs.tree.Unlearn(ino, name, l.Version); err != nil {
 				break
