@@ -11,13 +11,21 @@ export GOFLAGS := $(filter-out -buildvcs=false,$(GOFLAGS)) -buildvcs=false
 # Modules beside the driver's: what is heavy lives there, so that it never enters the driver's go.mod.
 NESTED := $(shell git ls-files '*/go.mod' 2>/dev/null | xargs -r -n1 dirname)
 
-.PHONY: help build test lint image
+.PHONY: help build demo test conformance lint image
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 build: ## the static binary bin/csi-s3
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
+
+demo: ## the main job on this machine: an S3 server, a volume, a file as an object; needs root and /dev/fuse
+	@$(GO) -C cmd/csi-s3-demo build -o $(CURDIR)/bin/ .
+	@bin/csi-s3-demo
+
+conformance: ## csi-sanity, POSIX tests and the S3 suite on real servers and mounts; part of test
+	cd test/conformance && $(GO) test -race -timeout 20m ./...
+	cd test/s3 && $(GO) test -race -timeout 20m ./...
 
 # go test prints one line per package; the closing lines are what a reader of a CI log sees.
 test: ## all tests of all modules, with the race detector; as root with /dev/fuse also the real mounts

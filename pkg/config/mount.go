@@ -21,6 +21,4 @@ type Mount struct {
 	DirMode    os.FileMode   // permission bits of such directories
 	Settle     time.Duration // how long a closed file rests before its upload
 	IOTimeout  time.Duration // how long a read or an fsync waits for S3; 0 is for ever
-	Takeover   string        // manual or after-ttl
-	Compat     string        // "", geesefs, s3fs or rclone: which forms of attributes are written
 }

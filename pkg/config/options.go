@@ -64,10 +64,6 @@ func MountOptions() []MountOption {
 			duration(func(m *Mount) *time.Duration { return &m.Settle })},
 		{"io-timeout", "DURATION", "0", "how long a read or an fsync waits for S3 before it fails; 0 waits for ever",
 			duration(func(m *Mount) *time.Duration { return &m.IOTimeout })},
-		{"takeover", "manual|after-ttl", "manual", "whether a volume whose last node still holds data may be taken over by time",
-			choice(func(m *Mount) *string { return &m.Takeover }, "manual", "after-ttl")},
-		{"compat", "geesefs|s3fs|rclone", "geesefs", "in whose form attributes are written; all forms are read",
-			choice(func(m *Mount) *string { return &m.Compat }, "geesefs", "s3fs", "rclone")},
 	}
 }
 
@@ -76,7 +72,7 @@ func DefaultMount() Mount {
 	return Mount{
 		Access: "rwo", Fsync: "node", Conflict: "keep-both",
 		FileMode: 0o644, DirMode: 0o755,
-		Settle: time.Second, Takeover: "manual", Compat: "geesefs",
+		Settle: time.Second,
 	}
 }
 

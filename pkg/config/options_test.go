@@ -2,6 +2,8 @@ package config_test
 
 import (
 	"errors"
+	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -27,8 +29,8 @@ func TestParseMount(t *testing.T) {
 		{"size=100Mi,uid=1000,gid=4294967294", func(m *config.Mount) { m.Size, m.Uid, m.Gid = 100<<20, 1000, 4294967294 }},
 		{"file-mode=0666,dir-mode=777", func(m *config.Mount) { m.FileMode, m.DirMode = 0o666, 0o777 }},
 		{"settle=250ms,io-timeout=1m", func(m *config.Mount) { m.Settle, m.IOTimeout = 250*time.Millisecond, time.Minute }},
-		{"conflict=overwrite,takeover=after-ttl,compat=s3fs", func(m *config.Mount) {
-			m.Conflict, m.Takeover, m.Compat = "overwrite", "after-ttl", "s3fs"
+		{"conflict=overwrite", func(m *config.Mount) {
+			m.Conflict = "overwrite"
 		}},
 		{"uid=1,uid=2", func(m *config.Mount) { m.Uid = 2 }},
 	} {
@@ -66,7 +68,7 @@ func TestParseMountRefuses(t *testing.T) {
 func TestMountOptionsAllWork(t *testing.T) {
 	values := map[string]string{
 		"access": "rwx", "fsync": "bucket", "conflict": "overwrite", "size": "1", "uid": "1", "gid": "1", "file-mode": "1",
-		"dir-mode": "1", "settle": "1h", "io-timeout": "1h", "takeover": "after-ttl", "compat": "rclone",
+		"dir-mode": "1", "settle": "1h", "io-timeout": "1h",
 	}
 	for _, o := range config.MountOptions() {
 		text := o.Name
@@ -101,5 +103,25 @@ func TestFormatSize(t *testing.T) {
 		if got := config.FormatSize(n); got != want {
 			t.Errorf("%d: %q, want %q", n, got, want)
 		}
+	}
+}
+
+// The README's table is the vocabulary's, word by word.
+func TestREADME(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, begin := strings.Cut(string(text), "| --- | --- | --- |\n")
+	got, _, end := strings.Cut(rest, "<!-- end of options -->")
+	if !begin || !end {
+		t.Fatal("README.md has no table of options")
+	}
+	var want strings.Builder
+	for _, o := range config.MountOptions() {
+		fmt.Fprintf(&want, "| `%s` | %s | %s |\n", strings.ReplaceAll(o.String(), "|", `\|`), o.Default, o.Help)
+	}
+	if got != want.String() {
+		t.Errorf("README.md has\n%s\nwant\n%s", got, want.String())
 	}
 }

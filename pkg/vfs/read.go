@@ -23,6 +23,8 @@ func (fs *FS) Read(ctx context.Context, _ Request, ino inode.Ino, _ HandleID, p 
 		return 0, err
 	}
 	defer func() { fs.bytesRead.Add(int64(n)) }()
+	ctx, cancel := fs.patience(ctx)
+	defer cancel()
 	locate := fs.locate(ino)
 	id := cache.ID(ino)
 	end := min(off+int64(len(p)), f.Size())

@@ -43,6 +43,8 @@ func (fs *FS) FsyncDir(ctx context.Context, _ Request, _ inode.Ino) error {
 // flushInode waits until a file is in the bucket. What the bucket said of it meanwhile was also noted for the handle:
 // it is reported here, and not again.
 func (fs *FS) flushInode(ctx context.Context, ino inode.Ino, h HandleID) error {
+	ctx, cancel := fs.patience(ctx)
+	defer cancel()
 	n, err := fs.tree.Get(ino)
 	if err != nil {
 		return err

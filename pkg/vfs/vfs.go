@@ -1,6 +1,7 @@
 package vfs
 
 import (
+	"context"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -97,6 +98,8 @@ type Policy struct {
 	Immutable   bool  // nothing ever changes: the same
 	ReadOnly    bool  // mutations are ErrReadOnly; implied by ReadOnlyMany
 	Capacity    int64 // bytes that the volume may hold, 0 is unlimited
+	// IOTimeout is how long a read, an fsync or a close waits for the bucket before it fails; 0 is for ever.
+	IOTimeout time.Duration
 }
 
 // TTL is how long what was learned of the bucket holds; 0 is for ever.
@@ -226,6 +229,14 @@ func (fs *FS) timeout() time.Duration {
 		return ttl
 	}
 	return kernelForever
+}
+
+// patience is the context of an operation that may have to wait for the bucket.
+func (fs *FS) patience(ctx context.Context) (context.Context, context.CancelFunc) {
+	if fs.policy.IOTimeout <= 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, fs.policy.IOTimeout)
 }
 
 // writable is the first check of every mutation.

@@ -105,7 +105,7 @@ func assemble(fsys disk.FS, writer string, spec Spec) *core {
 	o := spec.Options
 	policy := vfs.Policy{
 		Access: vfs.Access(o.Access), FsyncBucket: o.Fsync == "bucket", Exclusive: o.Exclusive, Immutable: o.Immutable,
-		ReadOnly: o.ReadOnly, Capacity: o.Size,
+		ReadOnly: o.ReadOnly, Capacity: o.Size, IOTimeout: o.IOTimeout,
 	}
 	c := &core{
 		id: spec.ID, disk: fsys, policy: policy, usage: &vfs.Usage{}, bucket: spec.Bucket, prefix: spec.Prefix, log: spec.Log,
