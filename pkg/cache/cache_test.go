@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -505,7 +507,7 @@ func TestPoisoned(t *testing.T) {
 	}
 }
 
-// openFiles counts open data files.
+// openFiles counts open data files, and refuses those that were closed.
 type openFiles struct {
 	disk.FS
 	mu        sync.Mutex
@@ -514,8 +516,11 @@ type openFiles struct {
 
 type countedFile struct {
 	disk.File
-	of *openFiles
+	of     *openFiles
+	closed atomic.Bool
 }
+
+var errClosed = errors.New("the file is closed")
 
 func (o *openFiles) OpenFile(name string, create bool) (disk.File, error) {
 	f, err := o.FS.OpenFile(name, create)
@@ -526,13 +531,39 @@ func (o *openFiles) OpenFile(name string, create bool) (disk.File, error) {
 	defer o.mu.Unlock()
 	o.open++
 	o.max = max(o.max, o.open)
-	return &countedFile{f, o}, nil
+	return &countedFile{File: f, of: o}, nil
+}
+
+func (c *countedFile) ReadAt(p []byte, off int64) (int, error) {
+	runtime.Gosched() // whoever closes too early gets the chance to
+	if c.closed.Load() {
+		return 0, errClosed
+	}
+	return c.File.ReadAt(p, off)
+}
+
+func (c *countedFile) WriteAt(p []byte, off int64) (int, error) {
+	if c.closed.Load() {
+		return 0, errClosed
+	}
+	return c.File.WriteAt(p, off)
+}
+
+func (c *countedFile) Sync() error {
+	time.Sleep(100 * time.Microsecond)
+	if c.closed.Load() {
+		return errClosed
+	}
+	return c.File.Sync()
 }
 
 func (c *countedFile) Close() error {
 	c.of.mu.Lock()
 	defer c.of.mu.Unlock()
 	c.of.open--
+	if c.closed.Swap(true) {
+		return errClosed
+	}
 	return c.File.Close()
 }
 
@@ -573,6 +604,69 @@ func TestManyFiles(t *testing.T) {
 		t.Errorf("%d files after a restart, %d open at once", len(b.rec.Dirty), again.max)
 	}
 	wantRead(t, b.Lookup(77), 0, 99, "file 76", extent.Range{})
+}
+
+// A write that fails half-way over clean bytes leaves bytes that no object has: they are dirty, so that they neither
+// change by an eviction nor are missing in an upload.
+func TestFailedOverwriteOfClean(t *testing.T) {
+	fail := false
+	mem := diskmem.New()
+	fs := diskfault.New(mem, func(op diskfault.Op) error {
+		if fail && op.Name == "WriteAt" && strings.HasPrefix(op.Path, "data/") {
+			return &diskfault.Partial{N: 2, Err: disk.ErrIO}
+		}
+		return nil
+	})
+	b := mustOpen(t, fs, false)
+	object := []byte("abcdefgh")
+	f := b.File(1, 8)
+	must(t, f.Fill(object[:5], 0, f.Generation()))
+	fail = true
+	if err := f.WriteAt([]byte("WXYZQRS"), 1, stamp(1)); !errors.Is(err, disk.ErrIO) {
+		t.Fatal(err)
+	}
+	fail = false
+	before, err := readAll(f, object)
+	must(t, err)
+	b.Evict(1 << 40)
+	after, err := readAll(f, object)
+	if err != nil || string(before) != string(after) {
+		t.Errorf("%q became %q by an eviction, %v", before, after, err)
+	}
+	killed := mustOpen(t, mem.Clone(), false)
+	if got, err := readAll(killed.File(1, 8), object); err != nil || string(got) != string(before) {
+		t.Errorf("%q became %q by a kill, %v", before, got, err)
+	}
+}
+
+// What is written while a Sync runs may be behind it, and must not count as synced.
+func TestWriteDuringSync(t *testing.T) {
+	for seed := range uint64(10) {
+		mem := diskmem.New()
+		fs := &afterFS{FS: mem}
+		b := mustOpen(t, fs, false)
+		f := b.File(1, 20000)
+		must(t, f.WriteAt([]byte("first"), 0, stamp(1)))
+		once := true
+		fs.after = func(dir string) {
+			if once && dir == "data/01" { // the data was synced, the barrier not yet written
+				once = false
+				must(t, f.WriteAt(pattern(2, 0, 4096), 8192, stamp(2)))
+			}
+		}
+		must(t, f.Sync())
+		if once {
+			t.Fatal("the test tests nothing")
+		}
+		object := pattern(3, 0, 20000)
+		b = mustOpen(t, mem.CrashClone(rand.New(rand.NewPCG(seed, 1))), true)
+		got, err := readAll(b.Lookup(1), object)
+		must(t, err)
+		want := append([]byte("first"), object[5:]...)
+		if i := difference(got, want); i >= 0 {
+			t.Fatalf("seed %d: byte %d is %#x, want the synced or the object's", seed, i, got[i])
+		}
+	}
 }
 
 // Ranges that were durably dirty cost neither a record nor a sync of the journal.

@@ -241,7 +241,7 @@ func TestConcurrent(t *testing.T) {
 // Writers of new files, a Remove of each, and a checkpoint that never stops.
 func TestConcurrentFiles(t *testing.T) {
 	mem := diskmem.New()
-	b := mustOpen(t, mem, false)
+	b := mustOpen(t, &openFiles{FS: mem}, false)
 	var wg, bg sync.WaitGroup
 	var stop atomic.Bool
 	bg.Go(func() {
@@ -301,7 +301,7 @@ func TestConcurrentFiles(t *testing.T) {
 func TestConcurrentEviction(t *testing.T) {
 	const capacity = 256 << 10
 	mem := diskmem.New()
-	b, err := openBox(mem, cache.Options{Capacity: capacity}, false)
+	b, err := openBox(&openFiles{FS: mem}, cache.Options{Capacity: capacity}, false)
 	must(t, err)
 	var wg sync.WaitGroup
 	for g := range 6 {

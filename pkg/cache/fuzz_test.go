@@ -98,6 +98,18 @@ func TestReplayCutRecords(t *testing.T) {
 		t.Errorf("only %d kinds were seen", len(kinds))
 	}
 	s := cache.New(diskmem.New(), cache.Options{})
+	for name, data := range map[string][]byte{
+		"base beyond the size": {1, 9, 5, 2, 2, 0},
+		"negative size":        {1, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 2, 2, 0},
+		"ranges out of order":  {1, 0, 9, 2, 2, 2, 1, 1, 0, 1},
+	} {
+		if err := s.Replay(journal.Record{Kind: journal.OwnerCache | 1, Data: data}); !errors.Is(err, journal.ErrCorrupt) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := s.Replay(journal.Record{Kind: journal.OwnerCache | 1, Data: []byte{1, 5, 9, 2, 2, 0}}); err != nil {
+		t.Errorf("a right record: %v", err)
+	}
 	if err := s.Replay(journal.Record{Kind: journal.OwnerCache | 15}); !errors.Is(err, journal.ErrCorrupt) {
 		t.Errorf("an unknown kind: %v", err)
 	}

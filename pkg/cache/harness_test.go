@@ -654,14 +654,14 @@ func (r *rig) recoveredFile(b *box, m *modelFile, powerCut bool) error {
 	if m.removed && f != nil && !powerCut {
 		return errors.New("is back after it was removed")
 	}
+	if lost && m.barriered {
+		return errors.New("lost, though a barrier covered it")
+	}
 	if m.gone && f == nil {
 		return nil
 	}
 	if f == nil {
 		f = b.File(m.id, int64(len(m.remote)))
-	}
-	if lost && m.barriered {
-		return errors.New("lost, though a barrier covered it")
 	}
 	got, err := readAll(f, m.remote)
 	if err != nil {

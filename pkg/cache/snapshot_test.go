@@ -87,6 +87,44 @@ func TestSnapshotIsFrozen(t *testing.T) {
 	}
 }
 
+// A hole that became a part of the object, and lies where bytes were cut off before, takes its place once.
+func TestFillOfTrash(t *testing.T) {
+	b, _ := newBox(t, cache.Options{})
+	f := b.File(1, 0)
+	must(t, errors.Join(f.WriteAt([]byte("abcdef"), 0, stamp(1)), f.Truncate(0, stamp(2)), f.Truncate(6, stamp(3))))
+	if total, _ := b.Accounted(); total != 6 {
+		t.Errorf("%d bytes accounted, want those that were cut off and not freed yet", total)
+	}
+	s, err := f.Snapshot()
+	must(t, err)
+	must(t, s.Commit())
+	s.Release()
+	must(t, f.Fill(make([]byte, 6), 0, f.Generation()))
+	for range 2 {
+		if total, _ := b.Accounted(); total != 6 || b.Usage().Clean != 6 {
+			t.Errorf("%d bytes accounted, %+v", total, b.Usage())
+		}
+		must(t, b.Reap())
+	}
+}
+
+// What is fetched for the file and for the snapshot is stored once.
+func TestFillOnce(t *testing.T) {
+	b, mem := newBox(t, cache.Options{})
+	f := b.File(1, 6)
+	s, err := f.Snapshot()
+	must(t, err)
+	defer s.Release()
+	must(t, f.Fill([]byte("abcdef"), 0, f.Generation()))
+	wantSnap(t, s, "abcdef")
+	if _, err := mem.ReadFile("snap/1"); err == nil {
+		t.Error("there is a side file")
+	}
+	if total, _ := b.Accounted(); total != 6 {
+		t.Errorf("%d bytes accounted", total)
+	}
+}
+
 func TestCommit(t *testing.T) {
 	b, mem := newBox(t, cache.Options{})
 	f := b.File(1, 4)
@@ -419,7 +457,7 @@ func TestEvictedDuringSync(t *testing.T) {
 func TestCommittedDuringSync(t *testing.T) {
 	mem := diskmem.New()
 	var during func()
-	fs := diskfault.New(mem, func(op diskfault.Op) error {
+	fs := diskfault.New(&openFiles{FS: mem}, func(op diskfault.Op) error {
 		// The first call that a Sync makes without a lock: the fdatasync of the data file.
 		if op.Name == "Sync" && op.Path == "data/01/1" && during != nil {
 			do := during
