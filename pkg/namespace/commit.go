@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/csi-s3/csi-s3/pkg/inode"
 	"github.com/csi-s3/csi-s3/pkg/journal"
 	"github.com/csi-s3/csi-s3/pkg/s3"
 )
@@ -193,6 +194,42 @@ func (t *Tree) Ours(info s3.Info) bool {
 func (k *Task) Same(info s3.Info) bool {
 	id := k.Attr.Meta[metaWriteID]
 	return id != "" && info.Meta[metaWriteID] == id
+}
+
+// Recheck hears what is really at src, which Source had named, after a GET found something else or (found is nil)
+// nothing there. It reports whether Source has another answer now: because it changed meanwhile, or because the change
+// was our own: a request that was applied and whose answer did not arrive yet, or was lost in a crash. The bytes that
+// such an object has in ranges which are missing here are those of the object before it.
+func (t *Tree) Recheck(ino inode.Ino, src Source, found *s3.Info) (bool, error) {
+	t.mu.Lock()
+	defer t.unlock()
+	n, err := t.get(ino)
+	if err != nil {
+		return false, err
+	}
+	b := n.base()
+	switch {
+	case b == nil:
+		return false, nil
+	case b.key != src.Key || b.etag != src.ETag:
+		return true, nil
+	case n.changed == 0 || !n.tracked:
+		return false, nil // all our changes are in the bucket: this one is not ours
+	case found == nil:
+		for _, o := range n.objs {
+			if o.key != b.key && o.contGen == b.contGen {
+				key := b.key
+				n.dropObj(key)
+				t.release(key, n)
+				return true, t.append(n)
+			}
+		}
+		return false, nil
+	case found.ETag == b.etag || !strings.HasPrefix(found.Meta[metaWriteID], t.opt.WriterID+"-"+itoa(uint64(ino))+"-"):
+		return false, nil
+	}
+	b.etag, b.size, b.metaGen = found.ETag, found.Size, 0
+	return true, t.append(n)
 }
 
 // Adopt ends a task whose precondition failed because of our own earlier attempt: the object at Key is info.

@@ -89,15 +89,21 @@ func (n *node) baseGen() uint64 {
 	return g
 }
 
-// base is the object that backs the ranges that are not dirty.
+// base is the object that backs the ranges that are not dirty: if there is a choice, not one that is being deleted.
 func (n *node) base() *object {
 	g := n.baseGen()
+	var b *object
 	for i := range n.objs {
-		if g > 0 && n.objs[i].contGen == g {
-			return &n.objs[i]
+		o := &n.objs[i]
+		if g == 0 || o.contGen != g {
+			continue
 		}
+		if n.running == nil || n.running.Verb != Delete || n.running.Key != o.key {
+			return o
+		}
+		b = o
 	}
-	return nil
+	return b
 }
 
 func (n *node) objAt(key s3.Key) *object {

@@ -103,9 +103,7 @@ func (t *tree) plan(n *node) (*Task, verdict) {
 	if len(n.links) == 0 {
 		if n.opens > 0 {
 			if n.save {
-				if k := t.planSave(n); k != nil {
-					return k, blocked
-				}
+				return t.giveWay(n, nil), blocked
 			}
 			return nil, held
 		}
@@ -117,7 +115,7 @@ func (t *tree) plan(n *node) (*Task, verdict) {
 		k, v = t.planDelete(n, keys, inSync)
 	}
 	if k == nil && v == blocked && n.save {
-		k = t.planSave(n)
+		k = t.giveWay(n, keys)
 	}
 	return k, v
 }
@@ -166,27 +164,31 @@ func (t *tree) free(n *node, k *Task) bool {
 	if t.moving(k.Key, n, k.Verb) {
 		return false
 	}
-	for p, _ := parentPrefix(k.Key); p != "" && len(p) > len(t.opt.Prefix); p, _ = parentPrefix(p) {
-		if t.owner[p[:len(p)-1]] != nil {
-			return false // a file stands where a directory must be
-		}
+	if !t.clearAbove(n, k.Key) {
+		return false
 	}
 	if !strings.HasSuffix(string(k.Key), "/") {
-		if t.under[k.Key+"/"] > 0 || t.owner[k.Key+"/"] != nil {
-			return false // a directory stands where a file must be
-		}
+		below := k.Key + "/"
 		for d := range t.moved {
-			if isUnder(d.origin, k.Key+"/") || slices.ContainsFunc(d.purges, func(p purge) bool { return isUnder(p.src, k.Key+"/") }) {
+			if isUnder(d.origin, below) || slices.ContainsFunc(d.purges, func(p purge) bool { return isUnder(p.src, below) }) {
 				return false
 			}
+		}
+		if t.under[below] > 0 || t.owner[below] != nil {
+			// A directory stands where a file must be. What is in it goes by itself, unless it waits for this very file.
+			for key, m := range t.owner {
+				if isUnder(key, below) {
+					t.askAway(m, n)
+				}
+			}
+			return false
 		}
 	}
 	switch m := t.owner[k.Key]; {
 	case m == nil:
 		k.Cond = s3.Condition{IfNoneMatch: true}
 	case m != n && t.needs(m, k.Key):
-		m.save = true
-		t.schedule(m, time.Time{})
+		t.askAway(m, n)
 		return false
 	default:
 		k.Cond = s3.Condition{IfMatch: m.objAt(k.Key).etag}
@@ -209,10 +211,48 @@ func (t *tree) needs(m *node, key s3.Key) bool {
 	return o != nil && o.contGen == b.contGen
 }
 
+// clearAbove says that no file stands where a key (a marker's or a prefix's own, with its slash, included) asks for a
+// directory, and asks one that does to go.
+func (t *tree) clearAbove(n *node, key s3.Key) bool {
+	p := key
+	if !strings.HasSuffix(string(p), "/") {
+		p, _ = parentPrefix(p)
+	}
+	for ; len(p) > len(t.opt.Prefix); p, _ = parentPrefix(p) {
+		if m := t.owner[p[:len(p)-1]]; m != nil {
+			t.askAway(m, n)
+			return false
+		}
+	}
+	return true
+}
+
+// askAway makes a node whose object stands in n's way give way, should it be blocked itself.
+func (t *tree) askAway(m, n *node) {
+	if m.save {
+		return
+	}
+	m.save = true
+	if m != n {
+		t.schedule(m, time.Time{})
+	}
+}
+
+// giveWay takes a node's objects from keys that it shall not have, although it cannot have those that it shall (keep)
+// yet: its bytes are saved first. Else two nodes that exchange their places would wait for each other for ever.
+func (t *tree) giveWay(n *node, keep []s3.Key) *Task {
+	orphan := t.orphanKey(n)
+	if n.objAt(orphan) == nil {
+		return t.planSave(n)
+	}
+	k, _ := t.planDelete(n, append(slices.Clone(keep), orphan), blocked)
+	return k
+}
+
 // planSave copies a node's bytes to a place of their own, because another node must write where they are.
 func (t *tree) planSave(n *node) *Task {
 	b := n.base()
-	if b == nil || n.objAt(t.orphanKey(n)) != nil {
+	if b == nil {
 		return nil
 	}
 	k := &Task{Verb: Copy, Key: t.orphanKey(n), Source: Source{b.key, b.etag, b.size}, contGen: b.contGen}
@@ -269,7 +309,7 @@ func (t *tree) planDir(n *node) (*Task, verdict) {
 		if t.anyBusy(p.src) || p.dst != "" && t.anyBusy(p.dst) {
 			return nil, blocked
 		}
-		if p.dst == "" && t.foreignBelow(p.src, n) {
+		if p.dst == "" && !t.clearBelow(p.src, n, false) {
 			return nil, blocked
 		}
 		return &Task{Verb: Purge, SrcPrefix: p.src, DstPrefix: p.dst}, inSync
@@ -284,11 +324,18 @@ func (t *tree) planDir(n *node) (*Task, verdict) {
 		if dst := t.orphanKey(n) + "/"; n.save && n.origin != dst && !t.anyBusy(n.origin) {
 			return &Task{Verb: Move, SrcPrefix: n.origin, DstPrefix: dst}, inSync
 		}
+		if n.save {
+			return t.planDelete(n, t.wantKeys(n), blocked) // its marker gives way
+		}
 		return nil, blocked
 	}
 	keys := t.wantKeys(n)
 	if n.wantMarker {
-		if k, v := t.planWrite(n, keys); k != nil || v == blocked {
+		k, v := t.planWrite(n, keys)
+		if k == nil && v == blocked && n.save {
+			k, _ = t.planDelete(n, keys, blocked) // the marker gives way: there is nothing in it to save
+		}
+		if k != nil || v == blocked {
 			return k, v
 		}
 	}
@@ -304,6 +351,9 @@ func (t *tree) canMove(n *node, dst s3.Key) bool {
 		}
 	}
 	if t.anyBusy(n.origin) || t.anyBusy(dst) {
+		return false
+	}
+	if !t.clearAbove(n, dst) {
 		return false
 	}
 	for d := range t.moved {
@@ -324,7 +374,7 @@ func (t *tree) canMove(n *node, dst s3.Key) bool {
 			return false
 		}
 	}
-	return !t.foreignBelow(dst, n)
+	return t.clearBelow(dst, n, n.wantMarker)
 }
 
 func overlap(a, b s3.Key) bool { return isUnder(a, b) || isUnder(b, a) }
@@ -346,17 +396,21 @@ func (t *tree) anyBusy(prefix s3.Key) bool {
 	return false
 }
 
-// foreignBelow says that objects of nodes that are not inside n are left below a prefix.
-func (t *tree) foreignBelow(prefix s3.Key, n *node) bool {
+// clearBelow says that no objects of nodes that are not inside n are left below a prefix, and asks those to go that
+// are. With overwrite set another directory's marker at the prefix itself does not count: n's replaces it.
+func (t *tree) clearBelow(prefix s3.Key, n *node, overwrite bool) bool {
 	if t.under[prefix] == 0 && t.owner[prefix] == nil {
-		return false
+		return true
 	}
+	free := true
 	for key, m := range t.owner {
-		if m != n && isUnder(key, prefix) && !m.inside(n) {
-			return true
+		if m == n || !isUnder(key, prefix) || m.inside(n) || overwrite && key == prefix {
+			continue
 		}
+		t.askAway(m, n)
+		free = false
 	}
-	return false
+	return free
 }
 
 // relax stops tracking a settled node, and then the directories above it, where the bucket alone now says it all. It

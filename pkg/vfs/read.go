@@ -33,7 +33,10 @@ func (fs *FS) Read(ctx context.Context, _ Request, ino inode.Ino, _ HandleID, p 
 		if !full {
 			err := fs.fetcher.Read(ctx, id, f, locate, off+int64(n), end)
 			if full = errors.Is(err, cache.ErrNoSpace); err != nil && !full {
-				return n, fs.unreadable(ino, err)
+				if err = fs.unreadable(ctx, ino, err); err != nil {
+					return n, err
+				}
+				continue
 			}
 		}
 		m, missing, err := f.ReadAt(p[n:], off+int64(n))
@@ -48,7 +51,10 @@ func (fs *FS) Read(ctx context.Context, _ Request, ino inode.Ino, _ HandleID, p 
 			// All that the cache holds is dirty. A reader is not made to wait for uploads.
 			size := int(missing.End - missing.Off)
 			if err := fs.fetcher.Direct(ctx, f, locate, p[n:n+size], missing.Off); err != nil {
-				return n, fs.unreadable(ino, err)
+				if err = fs.unreadable(ctx, ino, err); err != nil {
+					return n, err
+				}
+				continue
 			}
 			if n += size; n == len(p) {
 				return n, nil
@@ -68,13 +74,29 @@ func (fs *FS) locate(ino inode.Ino) fetch.Locate {
 	}
 }
 
-// unreadable handles the failure of a read. When the object is not what it was, nothing of it may be shown to those who
-// open the file from now on.
-func (fs *FS) unreadable(ino inode.Ino, err error) error {
-	if errors.Is(err, s3.ErrNotExist) || errors.Is(err, s3.ErrPrecondition) {
-		if key, kerr := fs.tree.AttrKey(ino); kerr == nil {
-			fs.remote.doubtKey(key)
-		}
+// unreadable handles the failure of a read; nil asks for another attempt. When the object is not what it was, and not
+// by our own doing, nothing of it may be shown to those who open the file from now on.
+func (fs *FS) unreadable(ctx context.Context, ino inode.Ino, cause error) error {
+	cause = fmt.Errorf("read inode %d: %w", ino, cause)
+	if !errors.Is(cause, s3.ErrNotExist) && !errors.Is(cause, s3.ErrPrecondition) {
+		return cause
 	}
-	return fmt.Errorf("read inode %d: %w", ino, err)
+	src, ok, err := fs.tree.Source(ino)
+	if err != nil || !ok {
+		return errors.Join(cause, err)
+	}
+	var found *s3.Info
+	info, err := fs.remote.head(ctx, src.Key)
+	switch {
+	case err == nil:
+		found = &info
+	case !errors.Is(err, s3.ErrNotExist):
+		return fmt.Errorf("read inode %d: %w", ino, err)
+	}
+	again, err := fs.tree.Recheck(ino, src, found)
+	if again || err != nil {
+		return err
+	}
+	fs.remote.doubtKey(src.Key)
+	return cause
 }
