@@ -66,7 +66,7 @@ func (t *Tree) Commit(k *Task, info s3.Info, moved map[s3.Key]s3.Info, write fun
 		n.purges = n.purges[1:]
 		t.noteMoved(n)
 		dir, name := parentPrefix(k.SrcPrefix)
-		if k.DstPrefix != "" && t.opt.Settled != nil {
+		if t.opt.Settled != nil {
 			t.opt.Settled(dir, strings.TrimSuffix(name, "/"), true, nil)
 		}
 	}
