@@ -11,7 +11,7 @@ export GOFLAGS := $(filter-out -buildvcs=false,$(GOFLAGS)) -buildvcs=false
 # Modules beside the driver's: what is heavy lives there, so that it never enters the driver's go.mod.
 NESTED := $(shell git ls-files '*/go.mod' 2>/dev/null | xargs -r -n1 dirname)
 
-.PHONY: help build demo test conformance lint image
+.PHONY: help build demo test conformance soak lint image
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ demo: ## the main job on this machine: an S3 server, a volume, a file as an obje
 conformance: ## csi-sanity, POSIX tests and the S3 suite on real servers and mounts; part of test
 	cd test/conformance && $(GO) test -race -timeout 20m ./...
 	cd test/s3 && $(GO) test -race -timeout 20m ./...
+
+soak: ## the long figures: 3 GiB files, 20,000 objects, the whole Go tree, 40 kills; an hour, 10 GiB of disk
+	cd test/conformance && CSI_S3_SOAK=1 $(GO) test -count=1 -v -timeout 2h -run 'Tree|LargeFile|Listing|Kill' .
 
 # go test prints one line per package; the closing lines are what a reader of a CI log sees.
 test: ## all tests of all modules, with the race detector; as root with /dev/fuse also the real mounts

@@ -10,7 +10,7 @@ import (
 )
 
 // filesystem implements fuse.RawFileSystem over the core. What it does not have is ENOSYS: the kernel then does it
-// itself (locks, access, copies) or gives up (poll, tmpfile).
+// itself (locks, access, copies) or gives up (poll).
 type filesystem struct {
 	fuse.RawFileSystem
 	core Core

@@ -41,6 +41,7 @@ type Core interface {
 	GetAttr(ctx context.Context, req vfs.Request, ino inode.Ino) (inode.Attr, time.Duration, error)
 	SetAttr(ctx context.Context, req vfs.Request, ino inode.Ino, h vfs.HandleID, set vfs.SetAttr) (inode.Attr, time.Duration, error)
 	Create(ctx context.Context, req vfs.Request, dir inode.Ino, name string, mode uint32, flags int) (vfs.Entry, vfs.HandleID, error)
+	Tmpfile(ctx context.Context, req vfs.Request, dir inode.Ino, mode uint32, flags int) (vfs.Entry, vfs.HandleID, error)
 	Mkdir(ctx context.Context, req vfs.Request, dir inode.Ino, name string, mode uint32) (vfs.Entry, error)
 	Mknod(ctx context.Context, req vfs.Request, dir inode.Ino, name string, mode, rdev uint32) (vfs.Entry, error)
 	Symlink(ctx context.Context, req vfs.Request, dir inode.Ino, name, target string) (vfs.Entry, error)

@@ -56,6 +56,15 @@ func (f *filesystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 	})
 }
 
+// Tmpfile implements fuse.RawFileSystem.
+func (f *filesystem) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	return f.enter(cancel, &in.InHeader, &out.EntryOut, func(ctx context.Context, req vfs.Request) (vfs.Entry, error) {
+		e, h, err := f.core.Tmpfile(ctx, req, node(&in.InHeader), in.Mode, int(in.Flags))
+		out.Fh, out.OpenFlags = uint64(h), fuse.FOPEN_KEEP_CACHE
+		return e, err
+	})
+}
+
 // Readlink implements fuse.RawFileSystem.
 func (f *filesystem) Readlink(cancel <-chan struct{}, h *fuse.InHeader) (target []byte, st fuse.Status) {
 	st = f.do(cancel, h, func(ctx context.Context, req vfs.Request) error {

@@ -82,6 +82,32 @@ func (t *Tree) Create(op Op, dir inode.Ino, name string, version uint64, attr in
 	return n.copyOut(), nil
 }
 
+// Tmpfile makes a regular file without a name, as O_TMPFILE: it ends with its last open handle unless Link gives it a
+// name before. The handle that it is made for is counted as by Opened. After a crash it is gone.
+func (t *Tree) Tmpfile(op Op, dir inode.Ino, attr inode.Attr) (Node, error) {
+	t.mu.Lock()
+	defer t.unlock()
+	if t.broken != nil {
+		return Node{}, t.broken
+	}
+	d, err := t.getDir(dir)
+	if err != nil {
+		return Node{}, err
+	}
+	if len(d.links) == 0 && d != t.root {
+		return Node{}, fmt.Errorf("directory was removed: %w", ErrNotExist)
+	}
+	n := t.newNode()
+	attr.Ino = n.attr.Ino
+	n.attr = attr
+	n.attr.Size = 0
+	n.known, n.tracked, n.unnamed, n.opens = true, true, true, 1
+	if err := t.appendOp(op, n.attr.Ino, n); err != nil {
+		return Node{}, err
+	}
+	return n.copyOut(), nil
+}
+
 // Link gives ino another name.
 func (t *Tree) Link(op Op, ino, dir inode.Ino, name string, version uint64) (Node, error) {
 	t.mu.Lock()
@@ -96,10 +122,11 @@ func (t *Tree) Link(op Op, ino, dir inode.Ino, name string, version uint64) (Nod
 		return Node{}, err
 	case n.isDir():
 		return Node{}, fmt.Errorf("%q: %w", name, ErrIsDir)
-	case len(n.links) == 0:
+	case len(n.links) == 0 && !n.unnamed:
 		return Node{}, fmt.Errorf("inode %d was removed: %w", ino, ErrNotExist)
 	}
 	now := t.opt.Now()
+	n.unnamed = false
 	fresh := t.track(n)
 	fresh = append(fresh, t.bind(d, name, n, now)...)
 	n.attr.Ctime = now

@@ -41,6 +41,7 @@ type node struct {
 	xattrs      map[string][]byte
 	extra       map[string]string // metadata of others, kept as it is
 	links       []link            // empty: removed (or the root)
+	unnamed     bool              // made without a name, by Tmpfile: Link may give it one
 
 	// Of a directory.
 	children   map[string]*node

@@ -41,6 +41,23 @@ func (fs *FS) Create(ctx context.Context, req Request, dir inode.Ino, name strin
 	return fs.entry(n), h, nil
 }
 
+// Tmpfile makes a regular file without a name and opens it (O_TMPFILE). Link may give it a name, unless flags has
+// O_EXCL; else it ends with its last handle, or with a crash.
+func (fs *FS) Tmpfile(ctx context.Context, req Request, dir inode.Ino, mode uint32, _ int) (Entry, HandleID, error) {
+	if err := fs.writable(); err != nil {
+		return Entry{}, 0, err
+	}
+	attr, err := fs.newAttr(ctx, req, dir, inode.ModeRegular|mode&inode.ModePerm, 0)
+	if err != nil {
+		return Entry{}, 0, err
+	}
+	n, err := fs.tree.Tmpfile(req.op(), dir, attr)
+	if err != nil {
+		return Entry{}, 0, err
+	}
+	return fs.entry(n), fs.handles.add(&handle{ino: n.Attr.Ino}), nil
+}
+
 func (fs *FS) create(ctx context.Context, req Request, dir inode.Ino, name string, mode uint32, excl bool) (n namespace.Node, fresh bool, err error) {
 	if out, ok := fs.done(req); ok {
 		if out.Err != nil {
@@ -162,21 +179,30 @@ func (fs *FS) add(ctx context.Context, req Request, dir inode.Ino, name string, 
 	if err := fs.checkName(dir, name, isDir); err != nil {
 		return namespace.Node{}, err
 	}
-	d, err := fs.get(ctx, dir)
+	attr, err := fs.newAttr(ctx, req, dir, mode, rdev)
 	if err != nil {
 		return namespace.Node{}, err
-	}
-	now := fs.now()
-	attr := inode.Attr{Mode: mode, Uid: req.Uid, Gid: req.Gid, Rdev: rdev, Atime: now, Mtime: now, Ctime: now}
-	if d.Attr.Mode&syscall.S_ISGID != 0 {
-		attr.Gid = d.Attr.Gid
-		if isDir {
-			attr.Mode |= syscall.S_ISGID
-		}
 	}
 	n, err := fs.tree.Create(req.op(), dir, name, version, attr, target)
 	if err == nil {
 		fs.usage.Add(0, 1)
 	}
 	return n, err
+}
+
+// newAttr is what an inode gets from its maker and its directory.
+func (fs *FS) newAttr(ctx context.Context, req Request, dir inode.Ino, mode, rdev uint32) (inode.Attr, error) {
+	d, err := fs.get(ctx, dir)
+	if err != nil {
+		return inode.Attr{}, err
+	}
+	now := fs.now()
+	attr := inode.Attr{Mode: mode, Uid: req.Uid, Gid: req.Gid, Rdev: rdev, Atime: now, Mtime: now, Ctime: now}
+	if d.Attr.Mode&syscall.S_ISGID != 0 {
+		attr.Gid = d.Attr.Gid
+		if attr.IsDir() {
+			attr.Mode |= syscall.S_ISGID
+		}
+	}
+	return attr, nil
 }

@@ -7,6 +7,7 @@ replace github.com/csi-s3/csi-s3 => ../..
 require (
 	github.com/container-storage-interface/spec v1.13.0
 	github.com/csi-s3/csi-s3 v0.0.0-00010101000000-000000000000
+	github.com/hanwen/go-fuse/v2 v2.12.1
 	github.com/kubernetes-csi/csi-test/v5 v5.6.0
 	google.golang.org/grpc v1.85.0
 )
