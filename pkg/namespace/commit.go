@@ -44,7 +44,8 @@ func (t *tree) finishTask(k *Task) {
 	n.nextChanged, n.prepared = 0, false
 }
 
-// Commit records that the task was carried out and verified; info is the new object's (zero for Delete, Move, Purge).
+// Commit records that the task was carried out and verified; info is the new object's (zero for Move and Purge; for
+// Delete that of an object that was left because it is not ours).
 // write must add the records to the journal as one frame, with the caller's own if it has any (cache.Snapshot.Commit);
 // nil appends them alone. moved gives, for Move, the copies by their source key. The task is ended in any case; after an
 // error of the journal the tree takes no more mutations.
@@ -59,7 +60,11 @@ func (t *Tree) Commit(k *Task, info s3.Info, moved map[s3.Key]s3.Info, write fun
 	case Delete:
 		n.dropObj(k.Key)
 		t.release(k.Key, n)
-		t.tell(k.Key, nil)
+		if info.ETag == "" {
+			t.tell(k.Key, nil)
+		} else {
+			t.tell(k.Key, &info)
+		}
 	case Move:
 		t.movedTo(k, moved)
 	case Purge:
@@ -244,7 +249,7 @@ func (t *tree) adopt(k *Task, info s3.Info) {
 	t.finishTask(k)
 	if m := t.owner[k.Key]; m != nil {
 		o := m.objAt(k.Key)
-		o.etag, o.size, o.metaGen = info.ETag, info.Size, 0
+		o.etag, o.size, o.metaGen, o.unsure = info.ETag, info.Size, 0, false
 	} else {
 		n.objs = append(n.objs, object{key: k.Key, etag: info.ETag, size: info.Size})
 		t.claim(k.Key, n)

@@ -16,6 +16,8 @@ type object struct {
 	size int64
 	// contGen and metaGen say which state of the node the object has: equal to the node's means current.
 	contGen, metaGen uint64
+	// unsure: a request that makes it was sent, and nothing is known of its outcome. It has no etag and no state.
+	unsure bool
 }
 
 // link is one name of a node.

@@ -41,7 +41,9 @@ func (t *Tree) Next(now time.Time) (*Task, time.Time) {
 		heap.Pop(&t.queue)
 		k, v := t.plan(n)
 		if k != nil {
-			t.start(n, k)
+			if t.start(n, k) != nil {
+				return nil, time.Time{}
+			}
 			return k, time.Time{}
 		}
 		switch v {
@@ -66,12 +68,20 @@ func (t *Tree) Next(now time.Time) (*Task, time.Time) {
 // Wake has a value when Next may have something new.
 func (t *Tree) Wake() <-chan struct{} { return t.wake }
 
-func (t *tree) start(n *node, k *Task) {
+// start hands a task out. One that makes an object where there is none is journaled first: if its outcome is lost, the
+// object is looked for when the node loses that name.
+func (t *tree) start(n *node, k *Task) error {
 	n.running, n.prepared = k, false
 	k.Ino, k.n, k.Attempts, k.LastErr = n.attr.Ino, n, n.attempts, n.lastErr
 	for _, key := range k.keys() {
 		t.busy[key] = n
 	}
+	if (k.Verb != Put && k.Verb != Copy) || t.owner[k.Key] != nil {
+		return nil
+	}
+	n.objs = append(n.objs, object{key: k.Key, unsure: true})
+	t.claim(k.Key, n)
+	return t.append(n)
 }
 
 // keys are those that the task alone may use while it runs.
@@ -190,6 +200,8 @@ func (t *tree) free(n *node, k *Task) bool {
 	case m != n && t.needs(m, k.Key):
 		t.askAway(m, n)
 		return false
+	case m.objAt(k.Key).unsure:
+		k.Cond = s3.Condition{IfNoneMatch: true} // an object of ours that is there after all is adopted
 	default:
 		k.Cond = s3.Condition{IfMatch: m.objAt(k.Key).etag}
 	}
@@ -242,7 +254,7 @@ func (t *tree) askAway(m, n *node) {
 // yet: its bytes are saved first. Else two nodes that exchange their places would wait for each other for ever.
 func (t *tree) giveWay(n *node, keep []s3.Key) *Task {
 	orphan := t.orphanKey(n)
-	if n.objAt(orphan) == nil {
+	if o := n.objAt(orphan); o == nil || o.unsure {
 		return t.planSave(n)
 	}
 	k, _ := t.planDelete(n, append(slices.Clone(keep), orphan), blocked)
@@ -273,7 +285,7 @@ func (t *tree) planDelete(n *node, keep []s3.Key, done verdict) (*Task, verdict)
 			done = blocked
 			continue
 		}
-		return &Task{Verb: Delete, Key: o.key}, inSync
+		return &Task{Verb: Delete, Key: o.key, Unsure: o.unsure}, inSync
 	}
 	return nil, done
 }
@@ -318,10 +330,12 @@ func (t *tree) planDir(n *node) (*Task, verdict) {
 		return t.planDelete(n, nil, ended)
 	}
 	if n != t.root && n.origin != "" && n.origin != t.wantPrefix(n) {
-		if dst := t.wantPrefix(n); t.canMove(n, dst) {
-			return &Task{Verb: Move, SrcPrefix: n.origin, DstPrefix: dst}, inSync
+		want := t.wantPrefix(n)
+		if !overlap(n.origin, want) && t.canMove(n, want) {
+			return &Task{Verb: Move, SrcPrefix: n.origin, DstPrefix: want}, inSync
 		}
-		if dst := t.orphanKey(n) + "/"; n.save && n.origin != dst && !t.anyBusy(n.origin) {
+		// A directory that moves below itself, or to above where it was, takes a detour.
+		if dst := t.orphanKey(n) + "/"; (n.save || overlap(n.origin, want)) && n.origin != dst && !t.anyBusy(n.origin) {
 			return &Task{Verb: Move, SrcPrefix: n.origin, DstPrefix: dst}, inSync
 		}
 		if n.save {

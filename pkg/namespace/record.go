@@ -33,6 +33,7 @@ const (
 const (
 	flagContent = 1 << iota
 	flagMeta
+	flagUnsure
 )
 
 // reader consumes a record. bad is sticky.
@@ -147,6 +148,9 @@ func (n *node) encode() []byte {
 		if o.metaGen == n.metaGen {
 			f |= flagMeta
 		}
+		if o.unsure {
+			f |= flagUnsure
+		}
 		b = binary.AppendUvarint(b, f)
 	}
 	return b
@@ -199,6 +203,9 @@ func decodeNode(data []byte) (*node, []savedLink, error) {
 		}
 		if f&flagMeta != 0 {
 			o.metaGen = n.metaGen
+		}
+		if f&flagUnsure != 0 {
+			o.unsure, o.contGen, o.metaGen = true, 0, 0
 		}
 		n.objs = append(n.objs, o)
 	}

@@ -14,7 +14,8 @@ const (
 	Put Verb = iota + 1
 	// Copy makes Key from Source on the server, with the task's attributes; it replaces attributes when Key is Source.Key.
 	Copy
-	// Delete removes Key.
+	// Delete removes Key. With Unsure set it removes only an object of ours (see Tree.Ours): nobody knows whether there
+	// is one, and one of others stays.
 	Delete
 	// Move copies every object below SrcPrefix that Skip does not name to DstPrefix, checks the copies, and is then done:
 	// Commit switches the directory over and a Purge of the source follows.
@@ -33,6 +34,7 @@ type Task struct {
 	Cond                 s3.Condition  // for Put and Copy
 	Attr                 s3.Attributes // for Put and Copy, filled by Prepare
 	Content              bool          // Put: body is the cached file
+	Unsure               bool          // Delete
 	Body                 []byte        // Put without Content: symlink target, or nothing
 	Source               Source        // Copy: from where. Put: the object behind missing ranges; Key "" when there is none
 	SrcPrefix, DstPrefix s3.Key

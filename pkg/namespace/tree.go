@@ -156,7 +156,7 @@ func (t *Tree) Recover(j *journal.Journal) error {
 		}
 	}
 	for _, s := range t.replayed {
-		if s.n.hasContent() && len(s.n.objs) == 0 {
+		if s.n.hasContent() && s.n.baseGen() == 0 {
 			s.n.contGen++ // never uploaded: no object has any state of the bytes
 		}
 		t.touch(s.n, now)

@@ -51,6 +51,18 @@ func TestPlacesAreExchanged(t *testing.T) {
 			v.write("b/c", "z")
 			v.ok(v.rename("a", "b", vfs.RenameExchange))
 		}, []string{"a/c", "z", "b/", "", "b/f", "x"}},
+		"a directory moves below its old self": {func(v *volume) {
+			v.put("b/a", "below")
+			v.mkdir("c")
+			v.ok(v.rename("b", "c/b", 0))
+			v.ok(v.rename("c", "b", 0))
+		}, []string{"b/", "", "b/b/a", "below"}},
+		"and back up": {func(v *volume) {
+			v.put("b/b/a", "below")
+			v.ok(v.rename("b/b", "c", 0))
+			v.ok(v.rmdir("b"))
+			v.ok(v.rename("c", "b", 0))
+		}, []string{"b/a", "below"}},
 		"two directories with markers": {func(v *volume) {
 			v.mkdir("a")
 			v.mkdir("b")

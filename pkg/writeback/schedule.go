@@ -151,7 +151,7 @@ func (e *Executor) do(k *namespace.Task) error {
 	case namespace.Copy:
 		r, err = e.copy(e.ctx, k)
 	case namespace.Delete:
-		err = e.bucket.Delete(e.ctx, k.Key)
+		r.info, err = e.delete(e.ctx, k)
 	case namespace.Move:
 		r.moved, err = e.move(e.ctx, k)
 	case namespace.Purge:
@@ -174,6 +174,40 @@ func (e *Executor) do(k *namespace.Task) error {
 		return endedError{err}
 	}
 	return nil
+}
+
+// delete removes the task's object. What it leaves, because it is not ours, is returned.
+func (e *Executor) delete(ctx context.Context, k *namespace.Task) (s3.Info, error) {
+	if k.Unsure {
+		info, err := e.bucket.Head(ctx, k.Key)
+		switch {
+		case errors.Is(err, s3.ErrNotExist):
+			return s3.Info{}, nil
+		case err != nil:
+			return s3.Info{}, err
+		case !e.tree.Ours(info):
+			return info, nil
+		}
+	}
+	return s3.Info{}, e.bucket.Delete(ctx, k.Key)
+}
+
+// recheck finds out whether it was by our own doing that a task did not find its source: a request whose answer was
+// lost has changed or removed it. Then the next attempt has another source.
+func (e *Executor) recheck(k *namespace.Task, cause error) error {
+	if k.Source.Key == "" || !errors.Is(cause, s3.ErrNotExist) && !errors.Is(cause, s3.ErrPrecondition) {
+		return nil
+	}
+	info, err := e.bucket.Head(e.ctx, k.Source.Key)
+	found := &info
+	switch {
+	case errors.Is(err, s3.ErrNotExist):
+		found = nil
+	case err != nil:
+		return err
+	}
+	_, err = e.tree.Recheck(k.Ino, k.Source, found)
+	return err
 }
 
 // endedError: the tree knows already that the task is over.
@@ -207,6 +241,7 @@ func (e *Executor) refuse(k *namespace.Task, err error) error {
 		}
 		return nil
 	}
+	err = errors.Join(err, e.recheck(k, err))
 	wait := backoff(k.Attempts)
 	e.tree.Fail(k, err, e.opt.Now().Add(wait))
 	e.log.Warn("write-back failed", "ino", k.Ino, "key", string(k.Key), "attempt", k.Attempts+1, "retry", wait, "err", err)
