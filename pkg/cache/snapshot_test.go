@@ -401,7 +401,32 @@ func TestCommitAfterFailedOverwrite(t *testing.T) {
 	}
 }
 
-// afterFS calls after each call of SyncDir and before each Sync of a data file.
+// A write that failed and changed nothing leaves the file clean.
+func TestCommitAfterFailedWrite(t *testing.T) {
+	fail := false
+	fs := diskfault.New(diskmem.New(), func(op diskfault.Op) error {
+		if fail && op.Name == "WriteAt" && op.Path == "data/01/1" {
+			return &diskfault.Partial{N: 2, Err: disk.ErrIO}
+		}
+		return nil
+	})
+	b := mustOpen(t, fs, false)
+	f := b.File(1, 10)
+	s, err := f.Snapshot()
+	must(t, err)
+	fail = true
+	if err := f.WriteAt([]byte("WXYZ"), 1, stamp(2)); !errors.Is(err, disk.ErrIO) {
+		t.Fatal(err)
+	}
+	fail = false
+	must(t, s.Commit())
+	s.Release()
+	if d := f.Dirty(); d != (cache.Dirty{ID: 1, Size: 10}) {
+		t.Errorf("%+v", d)
+	}
+}
+
+// afterFS calls after each SyncDir.
 type afterFS struct {
 	disk.FS
 	after func(dir string)

@@ -73,8 +73,10 @@ func (f *File) overwrite(off, end int64, mtime time.Time, grows int64, store fun
 			return err
 		}
 	}
-	// Even if the write fails half-way: what it leaves is not what the snapshot has.
-	f.touched()
+	if f.dirty.Overlaps(off, end) {
+		// Even if the write fails half-way: what it leaves is not what the snapshot has.
+		f.touched()
+	}
 	if err := store(h); err != nil {
 		return fmt.Errorf("cache file %x at %d: %w", uint64(f.id), off, err)
 	}

@@ -334,3 +334,39 @@ func BenchmarkAppend(b *testing.B) {
 		}
 	}
 }
+
+// TestKillInCheckpoint kills at each disk call of a checkpoint: what the next process syncs survives a power cut, whichever
+// of the two files it found.
+func TestKillInCheckpoint(t *testing.T) {
+	mem := diskmem.New()
+	var killed []*diskmem.FS
+	watch := false
+	j, s := open(t, diskfault.New(mem, func(diskfault.Op) error {
+		if watch {
+			killed = append(killed, mem.Clone())
+		}
+		return nil
+	}))
+	if err := errors.Join(j.Append(pair(1, 10)...), j.Append(pair(2, 10)...)); err != nil {
+		t.Fatal(err)
+	}
+	s.seen = []uint64{1, 2}
+	watch = true
+	if err := j.Checkpoint(s.dump); err != nil {
+		t.Fatal(err)
+	}
+	if len(killed) < 4 {
+		t.Fatalf("only %d calls", len(killed))
+	}
+	for i, mem := range killed {
+		j, _ := open(t, mem)
+		if err := errors.Join(j.Append(pair(3, 10)...), j.Sync()); err != nil {
+			t.Fatal(err)
+		}
+		for seed := range uint64(20) {
+			if _, s := open(t, mem.CrashClone(rand.New(rand.NewPCG(seed, 4)))); !slices.Equal(s.seen, []uint64{1, 2, 3}) {
+				t.Fatalf("killed at call %d of the checkpoint, seed %d: %v", i+1, seed, s.seen)
+			}
+		}
+	}
+}
