@@ -2,8 +2,9 @@ package main
 
 import (
 	"fmt"
-	"strconv"
-	"strings"
+	"io"
+
+	"github.com/moby/sys/mountinfo"
 )
 
 // fsType is the type under which the kernel lists our mounts.
@@ -16,22 +17,17 @@ type mounted struct {
 	root   bool // false: a bind mount of a subdirectory
 }
 
-// ourMounts parses /proc/self/mountinfo, see proc_pid_mountinfo(5). Of a volume that is mounted in several places (staging,
-// targets of pods) it returns the first, preferring one that shows the volume's root.
-func ourMounts(mountinfo string) ([]mounted, error) {
+// ourMounts picks our mounts out of /proc/self/mountinfo, see proc_pid_mountinfo(5). Of a volume that is mounted in several
+// places (staging, targets of pods) it returns the first, preferring one that shows the volume's root.
+func ourMounts(text io.Reader) ([]mounted, error) {
+	all, err := mountinfo.GetMountsFromReader(text, mountinfo.FSTypeFilter(fsType))
+	if err != nil {
+		return nil, err
+	}
 	var found []mounted
 	at := map[string]int{} // device -> index in found
-	for line := range strings.Lines(mountinfo) {
-		// 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
-		left, right, ok := strings.Cut(line, " - ")
-		fields := strings.Fields(left)
-		if !ok || len(fields) < 6 {
-			return nil, fmt.Errorf("mountinfo has a line of an unknown form: %q", line)
-		}
-		if kind, _, _ := strings.Cut(right, " "); kind != fsType {
-			continue
-		}
-		m := mounted{device: fields[2], dir: unescapeMountinfo(fields[4]), root: fields[3] == "/"}
+	for _, info := range all {
+		m := mounted{device: fmt.Sprintf("%d:%d", info.Major, info.Minor), dir: info.Mountpoint, root: info.Root == "/"}
 		i, seen := at[m.device]
 		switch {
 		case !seen:
@@ -42,23 +38,4 @@ func ourMounts(mountinfo string) ([]mounted, error) {
 		}
 	}
 	return found, nil
-}
-
-// unescapeMountinfo undoes the kernel's \ooo for space, tab, newline and backslash.
-func unescapeMountinfo(s string) string {
-	if !strings.Contains(s, `\`) {
-		return s
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if c, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(c))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
 }

@@ -109,9 +109,10 @@ func (p *process) printStatus(all []volume.Status) error {
 }
 
 func readMounts() ([]mounted, error) {
-	text, err := os.ReadFile("/proc/self/mountinfo")
+	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
-	return ourMounts(string(text))
+	defer f.Close() //nolint:errcheck // it was only read
+	return ourMounts(f)
 }

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -172,37 +171,13 @@ func (s *Server) panicked(what any) fuse.Status {
 
 // setReadahead raises what the kernel reads ahead on the mount of dir.
 func setReadahead(dir string) error {
-	text, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
+	var st unix.Statx_t
+	// Without AT_STATX_DONT_SYNC the question would come to ourselves.
+	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_DONT_SYNC|unix.AT_SYMLINK_NOFOLLOW, 0, &st); err != nil {
 		return err
 	}
-	number := ""
-	for line := range strings.Lines(string(text)) {
-		// proc_pid_mountinfo(5): ID, parent, major:minor, root, mount point.
-		if f := strings.Fields(line); len(f) > 4 && unescape(f[4]) == dir {
-			number = f[2] // the last one lies on top
-		}
-	}
-	if number == "" {
-		return fmt.Errorf("%s is not in mountinfo", dir)
-	}
+	number := fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor)
 	return os.WriteFile(filepath.Join("/sys/class/bdi", number, "read_ahead_kb"), []byte(strconv.Itoa(readahead)), 0)
-}
-
-// unescape undoes the octal escapes of mountinfo.
-func unescape(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if c, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(c))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
 }
 
 // Done is closed when the mount is gone, for whatever reason, and no more requests come. Some may still be under way:
