@@ -99,6 +99,9 @@ func (s *space) take(n int64) (short int64, err error) {
 // reserve makes room for n more bytes, evicting if need be. The caller gives them back with release when they are
 // accounted to a file. It holds no lock of a file.
 func (s *Store) reserve(n int64) error {
+	if n == 0 {
+		return nil
+	}
 	short, err := s.space.take(n)
 	if err != nil || short <= 0 {
 		return err

@@ -15,7 +15,7 @@ func (f *File) WriteAt(p []byte, off int64, mtime time.Time) error {
 	if len(p) == 0 {
 		return nil
 	}
-	return f.overwrite(off, off+int64(len(p)), mtime, int64(len(p)), func(h disk.File) error {
+	return f.overwrite(off, off+int64(len(p)), mtime, true, func(h disk.File) error {
 		_, err := h.WriteAt(p, off)
 		return err
 	})
@@ -29,7 +29,7 @@ func (f *File) PunchHole(off, end int64, mtime time.Time) error {
 	if off >= end {
 		return nil
 	}
-	return f.overwrite(off, end, mtime, 0, func(h disk.File) error {
+	return f.overwrite(off, end, mtime, false, func(h disk.File) error {
 		if err := h.PunchHole(off, end); err != nil {
 			return err
 		}
@@ -42,14 +42,34 @@ func (f *File) PunchHole(off, end int64, mtime time.Time) error {
 	})
 }
 
-// overwrite gives [off, end) new bytes by store, which adds at most grows bytes to the disk. For the order of the steps
-// see doc.go.
-func (f *File) overwrite(off, end int64, mtime time.Time, grows int64, store func(disk.File) error) error {
-	// A snapshot may need the old bytes beside the new ones.
-	if err := f.store.reserve(2 * grows); err != nil {
+// adds is how many bytes a change of [off, end) adds to the disk: those that a snapshot needs beside the new ones and, if
+// the change stores bytes, those that were not here.
+func (f *File) adds(off, end int64, stores bool) (n int64) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if stores {
+		for _, gap := range f.dirty.Gaps(off, end) {
+			for _, r := range f.clean.Gaps(gap.Off, gap.End) {
+				n += r.Len()
+			}
+		}
+	}
+	if f.snap != nil {
+		for _, r := range f.snap.local.Intersect(off, end) {
+			n += r.Len()
+		}
+	}
+	return n
+}
+
+// overwrite gives [off, end) new bytes by store; stores says that they take space. For the order of the steps see doc.go.
+func (f *File) overwrite(off, end int64, mtime time.Time, stores bool, store func(disk.File) error) error {
+	// What changes between here and the lock is made good by the next one's reservation.
+	n := f.adds(off, end, stores)
+	if err := f.store.reserve(n); err != nil {
 		return err
 	}
-	defer f.store.release(2 * grows)
+	defer f.store.release(n)
 	f.used.Store(f.store.clock.Add(1))
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -35,7 +35,12 @@ func (e *Executor) put(ctx context.Context, k *namespace.Task) (result, error) {
 	if err != nil {
 		return result{}, fmt.Errorf("snapshot of inode %d: %w", k.Ino, err)
 	}
-	info, err := e.putContent(ctx, k, newContent(e.fetcher, f, snap, k.Source))
+	var info s3.Info
+	// What others can see must not be newer than what this node still has after a loss of power: else it would take
+	// its older state for the newer one and put it back.
+	if err = f.Sync(); err == nil {
+		info, err = e.putContent(ctx, k, newContent(e.fetcher, f, snap, k.Source))
+	}
 	if err != nil {
 		snap.Release()
 		return result{}, err
