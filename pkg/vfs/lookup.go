@@ -140,7 +140,7 @@ func (fs *FS) known(ctx context.Context, n namespace.Node) (namespace.Node, erro
 	if err != nil {
 		return n, err
 	}
-	info, err := fs.remote.head(ctx, key)
+	info, err := fs.remote.bucket.head(ctx, key)
 	switch {
 	case errors.Is(err, s3.ErrNotExist) && n.Attr.IsDir():
 		return fs.tree.LearnAttr(ino, nil)

@@ -60,7 +60,7 @@ func (fs *FS) revalidate(ctx context.Context, ino inode.Ino) error {
 	if err != nil || !ok {
 		return err
 	}
-	info, err := fs.remote.head(ctx, src.Key)
+	info, err := fs.remote.bucket.head(ctx, src.Key)
 	if err != nil && !errors.Is(err, s3.ErrNotExist) {
 		return err
 	}

@@ -86,7 +86,7 @@ func (fs *FS) unreadable(ctx context.Context, ino inode.Ino, cause error) error 
 		return errors.Join(cause, err)
 	}
 	var found *s3.Info
-	info, err := fs.remote.head(ctx, src.Key)
+	info, err := fs.remote.bucket.head(ctx, src.Key)
 	switch {
 	case err == nil:
 		found = &info

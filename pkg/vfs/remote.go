@@ -114,7 +114,7 @@ type change1 struct {
 // Remote is the forgettable view of one volume's bucket: listings and the answers of HEAD. Safe for concurrent use. Its
 // lock is a leaf.
 type Remote struct {
-	bucket s3.Bucket
+	bucket patient
 	views  *Views
 	ttl    time.Duration
 	now    func() time.Time
@@ -129,7 +129,7 @@ type Remote struct {
 // Policy.TTL.
 func NewRemote(bucket s3.Bucket, views *Views, ttl time.Duration) *Remote {
 	return &Remote{
-		bucket: bucket, views: views, ttl: ttl, now: time.Now,
+		bucket: patient{bucket: bucket}, views: views, ttl: ttl, now: time.Now,
 		index: map[s3.Key]*listing{}, flights: map[s3.Key][]*flight{}, hidden: map[s3.Key]int{},
 	}
 }
@@ -398,10 +398,10 @@ func (r *Remote) probe(ctx context.Context, key s3.Key) (e entry, err error) {
 	answers := make(chan dirAnswer, 1)
 	// Ends with its request; probe waits for it.
 	go func() {
-		page, err := r.bucket.List(ctx, s3.ListInput{Prefix: key + "/", MaxKeys: 1})
+		page, err := r.bucket.list(ctx, s3.ListInput{Prefix: key + "/", MaxKeys: 1})
 		answers <- dirAnswer{len(page.Objects)+len(page.Prefixes) > 0, err}
 	}()
-	info, err := r.bucket.Head(ctx, key)
+	info, err := r.bucket.head(ctx, key)
 	a := <-answers
 	switch {
 	case a.err != nil:
@@ -413,13 +413,6 @@ func (r *Remote) probe(ctx context.Context, key s3.Key) (e entry, err error) {
 	}
 	e.dir = a.dir
 	return e, nil
-}
-
-// head asks for an object.
-func (r *Remote) head(ctx context.Context, key s3.Key) (s3.Info, error) {
-	info, err := r.bucket.Head(ctx, key)
-	info.Key = key
-	return info, err
 }
 
 // note enters what a HEAD of a file said.
@@ -501,7 +494,7 @@ func (r *Remote) fetch(ctx context.Context, prefix s3.Key, kind flightKind) (*li
 	l := &listing{remote: r, prefix: prefix, complete: true, at: r.now(), names: map[string]single{}}
 	in := s3.ListInput{Prefix: prefix, Delimiter: "/"}
 	for {
-		page, err := r.bucket.List(ctx, in)
+		page, err := r.bucket.list(ctx, in)
 		if err != nil {
 			return nil, err
 		}
@@ -605,7 +598,7 @@ func (r *Remote) any(ctx context.Context, prefix s3.Key, count func(name string)
 	r.mu.Unlock()
 	in := s3.ListInput{Prefix: prefix, Delimiter: "/"}
 	for {
-		page, err := r.bucket.List(ctx, in)
+		page, err := r.bucket.list(ctx, in)
 		if err != nil {
 			return false, err
 		}

@@ -98,7 +98,7 @@ type Policy struct {
 	Immutable   bool  // nothing ever changes: the same
 	ReadOnly    bool  // mutations are ErrReadOnly; implied by ReadOnlyMany
 	Capacity    int64 // bytes that the volume may hold, 0 is unlimited
-	// IOTimeout is how long a read, an fsync or a close waits for the bucket before it fails; 0 is for ever.
+	// IOTimeout is how long a question to the bucket, an fsync or a close waits before it fails; 0 is for ever.
 	IOTimeout time.Duration
 }
 
@@ -194,7 +194,7 @@ func New(opt Options) *FS {
 	if fs.now == nil {
 		fs.now = time.Now
 	}
-	fs.remote.now = fs.now
+	fs.remote.now, fs.remote.bucket.limit = fs.now, fs.policy.IOTimeout
 	fs.handles.init(fs.now())
 	return fs
 }
