@@ -90,12 +90,6 @@ func (n *notes) InvalidateEntry(dir inode.Ino, name string) {
 	n.entries = append(n.entries, fmt.Sprintf("%d/%s", dir, name))
 }
 
-func (n *notes) all() []string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return slices.Clone(n.entries)
-}
-
 // newVolume opens a volume on an empty bucket and an empty disk, and closes it when the test ends.
 func newVolume(t *testing.T, cfg config) *volume {
 	t.Helper()
@@ -276,13 +270,6 @@ func (v *volume) putMeta(key, content string, meta map[string]string) s3.ETag {
 		v.t.Fatalf("put %q: %v", key, err)
 	}
 	return info.ETag
-}
-
-func (v *volume) delete(key string) {
-	v.t.Helper()
-	if err := v.bucket.Delete(context.Background(), s3.Key(key)); err != nil {
-		v.t.Fatalf("delete %q: %v", key, err)
-	}
 }
 
 // objects returns the bucket's objects without those that are the volume's own.
