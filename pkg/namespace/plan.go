@@ -254,7 +254,7 @@ func (t *tree) askAway(m, n *node) {
 // yet: its bytes are saved first. Else two nodes that exchange their places would wait for each other for ever.
 func (t *tree) giveWay(n *node, keep []s3.Key) *Task {
 	orphan := t.orphanKey(n)
-	if o := n.objAt(orphan); o == nil || o.unsure {
+	if o := n.objAt(orphan); (o == nil || o.unsure) && n.baseGen() > 0 {
 		return t.planSave(n)
 	}
 	k, _ := t.planDelete(n, append(slices.Clone(keep), orphan), blocked)
@@ -263,15 +263,16 @@ func (t *tree) giveWay(n *node, keep []s3.Key) *Task {
 
 // planSave copies a node's bytes to a place of their own, because another node must write where they are.
 func (t *tree) planSave(n *node) *Task {
-	b := n.base()
-	if b == nil {
+	gen, key := n.baseGen(), t.orphanKey(n)
+	if gen == 0 || t.busy[key] != nil {
 		return nil
 	}
-	k := &Task{Verb: Copy, Key: t.orphanKey(n), Source: Source{b.key, b.etag, b.size}, contGen: b.contGen}
-	if t.busy[k.Key] != nil || t.busy[b.key] != nil || t.moving(b.key, n, Delete) {
-		return nil
+	for _, o := range n.objs {
+		if o.contGen == gen && t.busy[o.key] == nil && !t.moving(o.key, n, Delete) {
+			return &Task{Verb: Copy, Key: key, Source: Source{o.key, o.etag, o.size}, contGen: gen}
+		}
 	}
-	return k
+	return nil
 }
 
 // planDelete removes objects whose keys no name asks for. A key that another node claims is left to it, so that the name
@@ -321,7 +322,7 @@ func (t *tree) planDir(n *node) (*Task, verdict) {
 		if t.anyBusy(p.src) || p.dst != "" && t.anyBusy(p.dst) {
 			return nil, blocked
 		}
-		if p.dst == "" && !t.clearBelow(p.src, n, false) {
+		if p.dst == "" && !t.clearBelow(p.src, n, true, false) {
 			return nil, blocked
 		}
 		return &Task{Verb: Purge, SrcPrefix: p.src, DstPrefix: p.dst}, inSync
@@ -388,7 +389,7 @@ func (t *tree) canMove(n *node, dst s3.Key) bool {
 			return false
 		}
 	}
-	return t.clearBelow(dst, n, n.wantMarker)
+	return t.clearBelow(dst, n, false, n.wantMarker)
 }
 
 func overlap(a, b s3.Key) bool { return isUnder(a, b) || isUnder(b, a) }
@@ -410,15 +411,16 @@ func (t *tree) anyBusy(prefix s3.Key) bool {
 	return false
 }
 
-// clearBelow says that no objects of nodes that are not inside n are left below a prefix, and asks those to go that
-// are. With overwrite set another directory's marker at the prefix itself does not count: n's replaces it.
-func (t *tree) clearBelow(prefix s3.Key, n *node, overwrite bool) bool {
+// clearBelow says that no objects of other nodes than n are left below a prefix, and asks those to go that are. With
+// inside unset those do not count that are inside n, with overwrite set another directory's marker at the prefix itself
+// does not: n's replaces it.
+func (t *tree) clearBelow(prefix s3.Key, n *node, inside, overwrite bool) bool {
 	if t.under[prefix] == 0 && t.owner[prefix] == nil {
 		return true
 	}
 	free := true
 	for key, m := range t.owner {
-		if m == n || !isUnder(key, prefix) || m.inside(n) || overwrite && key == prefix {
+		if m == n || !isUnder(key, prefix) || !inside && m.inside(n) || overwrite && key == prefix {
 			continue
 		}
 		t.askAway(m, n)

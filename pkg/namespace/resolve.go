@@ -251,23 +251,28 @@ func (t *Tree) AttrKey(ino inode.Ino) (s3.Key, error) {
 	if err != nil {
 		return "", err
 	}
+	return t.attrKey(n)
+}
+
+func (t *tree) attrKey(n *node) (s3.Key, error) {
 	switch {
 	case n == t.root:
 		return t.wantKeys(n)[0], nil
 	case n.isDir():
 		p, ok := t.remotePrefix(n)
 		if !ok {
-			return "", fmt.Errorf("inode %d: %w", ino, ErrStale)
+			return "", fmt.Errorf("inode %d: %w", n.attr.Ino, ErrStale)
 		}
 		return p, nil
 	case len(n.objs) == 0:
-		return "", fmt.Errorf("inode %d: %w", ino, ErrStale)
+		return "", fmt.Errorf("inode %d: %w", n.attr.Ino, ErrStale)
 	}
 	return n.objs[0].key, nil
 }
 
-// LearnAttr gives the attributes of a node that is not Known yet. A nil info says that the directory has no marker.
-func (t *Tree) LearnAttr(ino inode.Ino, info *s3.Info) (Node, error) {
+// LearnAttr gives the attributes of a node that is not Known yet, from a HEAD of what AttrKey named: ErrChanged when it
+// would name another key by now. A nil info says that the directory has no marker.
+func (t *Tree) LearnAttr(ino inode.Ino, key s3.Key, info *s3.Info) (Node, error) {
 	t.mu.Lock()
 	defer t.unlock()
 	n, err := t.get(ino)
@@ -277,15 +282,18 @@ func (t *Tree) LearnAttr(ino inode.Ino, info *s3.Info) (Node, error) {
 		}
 		return n.copyOut(), nil
 	}
-	if info == nil {
-		if !n.isDir() {
-			return Node{}, fmt.Errorf("inode %d: %w", ino, ErrStale)
-		}
+	switch now, err := t.attrKey(n); {
+	case err != nil:
+		return Node{}, err
+	case now != key:
+		return Node{}, ErrChanged
+	case info == nil && !n.isDir():
+		return Node{}, fmt.Errorf("inode %d: %w", ino, ErrStale)
+	case info == nil:
 		n.known = true
 		return n.copyOut(), nil
 	}
 	t.setAttr(n, *info)
-	key := info.Key
 	if n.objAt(key) == nil {
 		n.objs = nil
 	}

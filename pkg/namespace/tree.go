@@ -371,6 +371,9 @@ func (t *tree) track(n *node) []*node {
 	}
 	if n.isDir() && len(n.objs) > 0 {
 		n.wantMarker = true
+		if n != t.root && len(n.links) > 0 && n.objAt(t.wantKeys(n)[0]) == nil {
+			t.touch(n, t.opt.Now()) // a directory above it was renamed, and its move passes tracked markers over
+		}
 	}
 	fresh := []*node{n}
 	for _, l := range n.links {

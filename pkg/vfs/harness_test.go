@@ -74,6 +74,13 @@ type volume struct {
 	remote   *vfs.Remote
 	powerCut bool
 	lost     []string
+	life     *life
+}
+
+// life is that of a process: when it is over, no request begins any more.
+type life struct {
+	mu   sync.RWMutex
+	over bool // guarded by mu
 }
 
 // notes is what the kernel was told.
@@ -113,8 +120,15 @@ func (v *volume) pass(d time.Duration) { v.skew.Add(int64(d)) }
 // start opens the volume on v.disk and v.bucket.
 func (v *volume) start() {
 	v.t.Helper()
+	life := &life{}
+	v.life = life
 	v.faults = s3fault.New(v.bucket)
 	v.faults.Fault = func(op s3fault.Op) s3fault.Action {
+		life.mu.RLock()
+		defer life.mu.RUnlock()
+		if life.over {
+			return s3fault.FailBefore(nil)
+		}
 		if f := v.fault.Load(); f != nil {
 			return (*f)(op)
 		}
@@ -225,7 +239,10 @@ func (v *volume) close() {
 // bucket.
 func (v *volume) kill() {
 	v.t.Helper()
+	v.life.mu.Lock()
 	next := v.disk.Clone()
+	v.life.over = true
+	v.life.mu.Unlock()
 	v.close()
 	v.disk = next
 	v.powerCut = false

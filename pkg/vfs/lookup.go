@@ -132,25 +132,39 @@ func (fs *FS) vanished(dir inode.Ino, name string, res namespace.Resolution) err
 
 // known makes sure that a node's attributes are the real ones. s3.ErrNotExist: the object of a file is gone.
 func (fs *FS) known(ctx context.Context, n namespace.Node) (namespace.Node, error) {
-	if n.Known {
-		return n, nil
-	}
 	ino := n.Attr.Ino
-	key, err := fs.tree.AttrKey(ino)
-	if err != nil {
-		return n, err
+	for range maxRounds {
+		if n.Known {
+			return n, nil
+		}
+		key, err := fs.tree.AttrKey(ino)
+		if err != nil {
+			return n, err
+		}
+		info, err := fs.remote.bucket.head(ctx, key)
+		absent := errors.Is(err, s3.ErrNotExist)
+		switch now, kerr := fs.tree.AttrKey(ino); {
+		case err != nil && !absent:
+			return n, err
+		case kerr != nil:
+			return n, kerr
+		case now != key:
+			continue // a directory above it was moved
+		case absent && !n.Attr.IsDir():
+			return n, err
+		}
+		if !absent && !n.Attr.IsDir() {
+			fs.remote.note(key, info)
+		}
+		found := &info
+		if absent {
+			found = nil
+		}
+		if n, err = fs.tree.LearnAttr(ino, key, found); !errors.Is(err, namespace.ErrChanged) {
+			return n, err
+		}
 	}
-	info, err := fs.remote.bucket.head(ctx, key)
-	switch {
-	case errors.Is(err, s3.ErrNotExist) && n.Attr.IsDir():
-		return fs.tree.LearnAttr(ino, nil)
-	case err != nil:
-		return n, err
-	}
-	if !n.Attr.IsDir() {
-		fs.remote.note(key, info)
-	}
-	return fs.tree.LearnAttr(ino, &info)
+	return n, namespace.ErrChanged
 }
 
 // get is Tree.Get with real attributes. A file whose object is gone is ErrStale.

@@ -108,46 +108,49 @@ func (fs *FS) entries(ctx context.Context, ino inode.Ino, id HandleID, rewind bo
 // list merges what the tree knows of a directory with what the bucket has, in the order of the cookies.
 func (fs *FS) list(ctx context.Context, ino inode.Ino) ([]dirRecord, error) {
 	for range maxRounds {
-		l, err := fs.tree.List(ino)
+		before, err := fs.tree.List(ino)
 		if err != nil {
 			return nil, err
 		}
-		var remote []named
-		if l.Remote {
-			if remote, err = fs.remote.readDir(ctx, l.Prefix); err != nil {
-				return nil, err
-			}
-			// What changed while the bucket was asked is in the tree.
-			prefix := l.Prefix
-			if l, err = fs.tree.List(ino); err != nil {
-				return nil, err
-			}
-			if l.Remote && l.Prefix != prefix {
-				continue // renamed meanwhile
-			}
+		if !before.Remote {
+			return fs.merge(ino, namespace.Listing{}, before, nil), nil
 		}
-		return fs.merge(ino, l, remote), nil
+		remote, err := fs.remote.readDir(ctx, before.Prefix)
+		if err != nil {
+			return nil, err
+		}
+		after, err := fs.tree.List(ino)
+		if err != nil {
+			return nil, err
+		}
+		if after.Remote && after.Prefix == before.Prefix { // else it was moved or removed meanwhile
+			return fs.merge(ino, before, after, remote), nil
+		}
 	}
 	return nil, namespace.ErrChanged
 }
 
-func (fs *FS) merge(ino inode.Ino, l namespace.Listing, remote []named) []dirRecord {
-	entries := make([]dirRecord, 0, 2+len(l.Names)+len(remote))
-	if l.Remote {
-		for _, r := range remote {
-			c, known := l.Names[r.name]
-			switch {
-			case known && c.Tracked, !known && !fs.shows(ino, l, r.name):
-			case known:
-				entries = append(entries, dirRecord{name: r.name, ino: c.Ino, typ: c.Type})
-			default:
-				entries = append(entries, dirRecord{name: r.name, typ: r.fileType()})
-			}
+// merge makes one list of what the tree said before and after the bucket was asked. Both count: what the bucket did not
+// hold yet, or still held, when it was asked may be settled by now, and the tree does not decide it any more.
+func (fs *FS) merge(ino inode.Ino, before, after namespace.Listing, remote []named) []dirRecord {
+	entries := make([]dirRecord, 0, 2+len(after.Names)+len(remote))
+	listed := make(map[string]bool, len(remote))
+	for _, r := range remote {
+		c, known := after.Names[r.name]
+		if !known && (!fs.shows(ino, before, r.name) || !fs.shows(ino, after, r.name)) {
+			continue
+		}
+		listed[r.name] = true
+		if known {
+			entries = append(entries, dirRecord{name: r.name, ino: c.Ino, typ: c.Type})
+		} else {
+			entries = append(entries, dirRecord{name: r.name, typ: r.fileType()})
 		}
 	}
-	for name, c := range l.Names {
+	for name, c := range after.Names {
+		b, was := before.Names[name]
 		// A name that was learned from the bucket and is no more in its listing is gone.
-		if c.Tracked || !l.Remote {
+		if !listed[name] && (c.Tracked || !was || b.Tracked) {
 			entries = append(entries, dirRecord{name: name, ino: c.Ino, typ: c.Type})
 		}
 	}
