@@ -40,3 +40,16 @@ func ownMounts(t *testing.T) bool {
 	}
 	return false
 }
+
+// needFuse ends a test on a machine without the device. In CI it must be there.
+func needFuse(t *testing.T) {
+	t.Helper()
+	_, err := os.Stat("/dev/fuse")
+	switch {
+	case err == nil:
+	case os.Getenv("CI") == "true":
+		t.Fatal(err)
+	default:
+		t.Skip("dead mounts need /dev/fuse")
+	}
+}

@@ -522,6 +522,7 @@ func TestLostMount(t *testing.T) {
 // After a crash the mounts are dead, and data may be left in the cache: an unstage by the next process is not success
 // until a stage made the volume's mount again.
 func TestProcessDies(t *testing.T) {
+	needFuse(t)
 	if !ownMounts(t) {
 		return
 	}
@@ -550,6 +551,7 @@ func TestProcessDies(t *testing.T) {
 }
 
 func TestDetachDead(t *testing.T) {
+	needFuse(t)
 	if !ownMounts(t) {
 		return
 	}
