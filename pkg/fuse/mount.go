@@ -31,6 +31,8 @@ const (
 	readahead = maxIO >> 10
 	// lazyWait is how long a detached mount may go on while programs still use it.
 	lazyWait = time.Second
+	// answerWait is how long requests that were cancelled may take to answer before the mount ends without them.
+	answerWait = 5 * time.Second
 )
 
 // Core is the file system that a mount shows: see the methods of vfs.FS.
@@ -94,7 +96,6 @@ type Server struct {
 	bufs buffers
 	wg   sync.WaitGroup // requests under way
 	done chan struct{}
-	gone sync.Once
 }
 
 // Mount mounts core on a directory and serves it. It returns when the kernel has agreed on the protocol. It needs
@@ -103,9 +104,8 @@ func Mount(core Core, opt Options) (*Server, error) {
 	if opt.Log == nil {
 		opt.Log = slog.Default()
 	}
-	s := &Server{core: core, opt: opt, log: opt.Log, done: make(chan struct{})}
-	var err error
-	if s.pool, err = sharedPool(); err != nil {
+	p, err := sharedPool()
+	if err != nil {
 		return nil, err
 	}
 	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
@@ -115,11 +115,28 @@ func Mount(core Core, opt Options) (*Server, error) {
 	if err := mount(fd, opt); err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
+	s := newServer(core, opt, p)
 	// Only now: a device without a mount is in a state that the poller takes for broken for ever.
 	s.dev = os.NewFile(uintptr(fd), device)
-	if s.raw, err = s.dev.SyscallConn(); err != nil {
-		return nil, errors.Join(err, unix.Unmount(opt.Dir, unix.MNT_DETACH), s.dev.Close())
+	if s.raw, err = s.dev.SyscallConn(); err == nil {
+		err = s.init()
 	}
+	if err != nil {
+		s.cancel()
+		return nil, errors.Join(fmt.Errorf("agree with the kernel on the mount of %s: %w", opt.Dir, err), unix.Unmount(opt.Dir, unix.MNT_DETACH), s.dev.Close())
+	}
+	if err := setReadahead(opt.Dir); err != nil {
+		// Reads are slower without it, nothing else.
+		s.log.Debug("cannot raise the readahead of the mount", "dir", opt.Dir, "err", err)
+	}
+	// Ends with the mount; Done tells.
+	go s.serve()
+	return s, nil
+}
+
+// newServer makes a server that has no device yet.
+func newServer(core Core, opt Options, p *pool) *Server {
+	s := &Server{core: core, opt: opt, log: opt.Log, pool: p, done: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.proto = fuse.NewProtocolServer(&filesystem{RawFileSystem: fuse.NewDefaultRawFileSystem(), core: core, s: s}, &fuse.MountOptions{
 		MaxBackground:            background,
@@ -132,16 +149,7 @@ func Mount(core Core, opt Options) (*Server, error) {
 		Logger:                   slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		PanicHandler:             s.panicked,
 	})
-	if err := s.init(); err != nil {
-		return nil, errors.Join(fmt.Errorf("agree with the kernel on the mount of %s: %w", opt.Dir, err), unix.Unmount(opt.Dir, unix.MNT_DETACH), s.dev.Close())
-	}
-	if err := setReadahead(opt.Dir); err != nil {
-		// Reads are slower without it, nothing else.
-		s.log.Debug("cannot raise the readahead of the mount", "dir", opt.Dir, "err", err)
-	}
-	// Ends with the mount; Done tells.
-	go s.serve()
-	return s, nil
+	return s
 }
 
 func mount(fd int, opt Options) error {
@@ -211,8 +219,10 @@ func (s *Server) Unmount(lazy bool) error {
 		return nil
 	case <-time.After(lazyWait):
 	}
-	// The kernel ends the connection with the last reference to the device.
-	err := s.dev.Close()
+	// The server stops to read, cancels what is under way and hangs up. Of a device that is closed it knows already.
+	if err := s.dev.SetReadDeadline(time.Unix(1, 0)); err != nil {
+		s.log.Debug("the device is closed already", "dir", s.opt.Dir, "err", err)
+	}
 	<-s.done
-	return err
+	return nil
 }

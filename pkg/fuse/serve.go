@@ -38,41 +38,58 @@ func (s *Server) serve() {
 	for {
 		slot, n, err := s.read()
 		if err != nil {
-			if !errors.Is(err, unix.ENODEV) && !errors.Is(err, os.ErrClosed) {
+			if !orderly(err) {
 				s.log.Error("the mount broke", "dir", s.opt.Dir, "err", err)
 			}
 			break
 		}
 		s.dispatch(slot, n)
 	}
-	s.gone.Do(func() {
-		s.cancel()
-		close(s.done)
-	})
-	// Ends with the last request, all of which were cancelled. Answers nobody waits for fail quietly.
-	go func() {
-		s.wg.Wait()
-		_ = s.dev.Close() // it may be closed already, and nobody is left to tell
-	}()
+	s.cancel()
+	close(s.done)
+	// Ends with the last request, all of which were cancelled.
+	go s.hangUp()
+}
+
+// orderly says that a read ended because the mount did: the kernel has no mount any more, or Unmount wants no more
+// requests, or the device is closed.
+func orderly(err error) bool {
+	return errors.Is(err, unix.ENODEV) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, os.ErrClosed)
+}
+
+// hangUp closes the device, with which the kernel ends what is left of the mount. It lets the requests answer first:
+// a notification may hold the device until one of them does, and no close ends that. One that never answers must not
+// keep the mount's users waiting for ever.
+func (s *Server) hangUp() {
+	late := time.AfterFunc(answerWait, func() { _ = s.dev.Close() }) // the second close fails, and nobody is left to tell
+	s.wg.Wait()
+	late.Stop()
+	_ = s.dev.Close()
 }
 
 // read waits for a request and reads it into a slot of the pool.
 func (s *Server) read() (slot []byte, n int, err error) {
 	for {
-		if err := s.raw.Read(readable); err != nil {
-			return nil, 0, err
+		wait := s.raw.Read(readable)
+		if errors.Is(wait, os.ErrDeadlineExceeded) {
+			return nil, 0, wait
 		}
+		// Of a mount that ended the poller says only that it cannot wait for it: the read tells why.
 		slot = s.pool.get()
-		e := s.raw.Control(func(fd uintptr) { n, err = unix.Read(int(fd), slot) })
-		if e != nil {
-			err = e
+		if e := s.raw.Control(func(fd uintptr) { n, err = unix.Read(int(fd), slot) }); e != nil {
+			s.pool.put(slot)
+			return nil, 0, fmt.Errorf("%w: %w", os.ErrClosed, e) // the one reason, for which os has no sentinel here
 		}
 		if err == nil {
 			return slot, n, nil
 		}
 		s.pool.put(slot)
 		switch {
-		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN):
+			if wait != nil {
+				return nil, 0, fmt.Errorf("wait for requests: %w", wait)
+			}
+		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.ENOENT): // the request was interrupted before it was read
 		default:
 			return nil, 0, err
@@ -118,24 +135,45 @@ func (s *Server) dispatch(slot []byte, n int) {
 
 // handle carries a request out and answers it.
 func (s *Server) handle(req []byte) {
+	if len(req) < inHeader {
+		s.log.Error("malformed request", "dir", s.opt.Dir, "bytes", len(req))
+		return
+	}
 	out := s.bufs.get(outSize(req))
 	defer s.bufs.put(out)
-	n, st := s.proto.HandleRequest([][]byte{req}, [][]byte{out})
-	if st != fuse.OK {
-		s.log.Error("malformed request", "dir", s.opt.Dir, "op", binary.LittleEndian.Uint32(req[4:]), "bytes", len(req))
-		if n == 0 {
-			n = outHeader
-			binary.LittleEndian.PutUint32(out, outHeader)
-			binary.LittleEndian.PutUint32(out[4:], uint32(-int32(st)))
-			copy(out[8:16], req[8:16])
-		}
-	}
+	n := s.answer(req, out)
 	if n == 0 {
 		return
 	}
 	if err := s.write(out[:n]); err != nil && s.ctx.Err() == nil {
 		s.log.Error("cannot answer a request", "dir", s.opt.Dir, "op", binary.LittleEndian.Uint32(req[4:]), "err", err)
 	}
+}
+
+// answer carries a request out and returns the length of its answer in out, 0 for a request that has none.
+func (s *Server) answer(req, out []byte) (n int) {
+	defer func() {
+		// Of the parser: the methods' panics end in it.
+		if what := recover(); what != nil {
+			n = refuse(req, out, s.panicked(what))
+		}
+	}()
+	n, st := s.proto.HandleRequest([][]byte{req}, [][]byte{out})
+	if st != fuse.OK {
+		s.log.Error("malformed request", "dir", s.opt.Dir, "op", binary.LittleEndian.Uint32(req[4:]), "bytes", len(req))
+		if n == 0 {
+			n = refuse(req, out, st)
+		}
+	}
+	return n
+}
+
+// refuse makes the answer to a request that failed.
+func refuse(req, out []byte, st fuse.Status) int {
+	binary.LittleEndian.PutUint32(out, outHeader)
+	binary.LittleEndian.PutUint32(out[4:], uint32(-int32(st)))
+	copy(out[8:outHeader], req[8:])
+	return outHeader
 }
 
 // outSize is the room that the answer to a request may need.
@@ -176,11 +214,16 @@ func (s *Server) init() error {
 		return err
 	}
 	defer s.pool.put(slot)
-	if op := binary.LittleEndian.Uint32(slot[4:]); op != opInit {
-		return fmt.Errorf("first request is %d", op)
+	if op := binary.LittleEndian.Uint32(slot[4:]); n < inHeader || op != opInit {
+		return fmt.Errorf("first request is %d of %d bytes", op, n)
 	}
-	s.handle(slot[:n])
-	return nil
+	out := s.bufs.get(smallBuffer)
+	defer s.bufs.put(out)
+	n = s.answer(slot[:n], out)
+	if e := int32(binary.LittleEndian.Uint32(out[4:])); e != 0 {
+		return fmt.Errorf("the kernel's protocol is not ours: %w", unix.Errno(-e))
+	}
+	return s.write(out[:n])
 }
 
 // requestContext is the context of a request: it ends with FUSE_INTERRUPT or with the mount. Most requests never look
