@@ -1,0 +1,449 @@
+package writeback_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/csi-s3/csi-s3/pkg/cache"
+	"github.com/csi-s3/csi-s3/pkg/fetch"
+	"github.com/csi-s3/csi-s3/pkg/inode"
+	"github.com/csi-s3/csi-s3/pkg/namespace"
+	"github.com/csi-s3/csi-s3/pkg/s3"
+	"github.com/csi-s3/csi-s3/pkg/s3/s3fault"
+	"github.com/csi-s3/csi-s3/pkg/writeback"
+)
+
+// Files of all sizes around the limits arrive as they are, by the requests that their size asks for.
+func TestSizes(t *testing.T) {
+	r := newRig(t, small)
+	want := map[string][]byte{}
+	for _, size := range []int{0, 1, 4095, 64<<10 - 1, 64 << 10, 64<<10 + 1, 80 << 10, 200<<10 + 7} {
+		name := fmt.Sprint("file-", size)
+		want[name] = noise(size)
+		ino := r.create(name)
+		if size > 0 {
+			r.write(ino, 0, want[name])
+		}
+	}
+	r.flush()
+	for name, body := range want {
+		r.holds(name, body)
+	}
+	r.settled()
+	r.noUploads()
+	if n := r.faults.Count("CompleteUpload"); n != 3 {
+		t.Errorf("%d multipart uploads, want those of the 3 files above %d bytes", n, small.SinglePut)
+	}
+	if n := r.faults.Count("Put"); n != 5 {
+		t.Errorf("%d PUTs, want 5", n)
+	}
+	if n := r.faults.Count("UploadPart"); n != 5+5+13 {
+		t.Errorf("%d parts, want 23", n)
+	}
+}
+
+// Parts of a large file that nobody changed are copied on the server, not sent and not fetched.
+func TestUnchangedPartsAreCopied(t *testing.T) {
+	r := newRig(t, small)
+	body := noise(160 << 10) // 10 parts
+	r.put("large", body)
+	ino := r.learn("large")
+	change := noise(100)
+	r.write(ino, 50<<10, change) // in the fourth part
+	copy(body[50<<10:], change)
+	r.flush()
+	r.holds("large", body)
+	if up, cp := r.faults.Count("UploadPart"), r.faults.Count("CopyPart"); up != 1 || cp != 9 {
+		t.Errorf("%d parts sent and %d copied, want 1 and 9", up, cp)
+	}
+	r.noUploads()
+	r.settled()
+}
+
+// A change of a small object keeps the bytes around it.
+func TestPatchOfASmallObject(t *testing.T) {
+	r := newRig(t, small)
+	body := noise(10 << 10)
+	r.put("small", body)
+	ino := r.learn("small")
+	r.write(ino, 5000, []byte("patched"))
+	copy(body[5000:], "patched")
+	r.write(ino, 12<<10, []byte("beyond a hole"))
+	body = append(body, make([]byte, 2<<10)...)
+	body = append(body, "beyond a hole"...)
+	r.flush()
+	r.holds("small", body)
+	// Cut shorter, and again something new behind it: the old bytes do not come back.
+	r.change(ino, func(f *cache.File, now time.Time) error { return f.Truncate(1000, now) })
+	r.change(ino, func(f *cache.File, now time.Time) error { return f.Truncate(3000, now) })
+	r.flush()
+	r.holds("small", append(body[:1000:1000], make([]byte, 2000)...))
+	r.settled()
+}
+
+// What is written during an upload is not in its object, and goes up afterwards.
+func TestWriteDuringUpload(t *testing.T) {
+	for _, size := range []int{20 << 10, 200 << 10} {
+		r := newRig(t, small)
+		first := noise(size)
+		ino := r.create("file")
+		r.write(ino, 0, first)
+		second := bytes.Clone(first)
+		copy(second[100:], "changed in the front")
+		copy(second[size-100:], "changed at the end")
+		var once sync.Once
+		var seen []byte
+		r.faulty(func(op s3fault.Op) s3fault.Action {
+			if op.Name == "Put" || op.Name == "UploadPart" {
+				once.Do(func() {
+					r.write(ino, 100, second[100:120])
+					r.write(ino, int64(size-100), second[size-100:])
+				})
+			}
+			if op.Name == "Head" || op.Name == "CreateUpload" || op.Name == "Put" {
+				// What the first attempt left, before the second one.
+				if body, _, err := r.bucket.Get(t.Context(), "file", nil, ""); err == nil {
+					if err := body.Close(); err != nil {
+						t.Error(err)
+					}
+					if seen == nil {
+						seen = r.get("file")
+					}
+				}
+			}
+			return s3fault.Action{}
+		})
+		r.flush()
+		r.flush()
+		r.faulty(nil)
+		r.holds("file", second)
+		if !bytes.Equal(seen, first) {
+			t.Errorf("size %d: the first object was no state that the file ever had", size)
+		}
+		r.settled()
+		r.noUploads()
+	}
+}
+
+// A request whose answer is lost may have been applied. Whatever happens, the file is there once and right.
+func TestLostAnswers(t *testing.T) {
+	for _, method := range []string{"Put", "CreateUpload", "UploadPart", "CompleteUpload", "CopyPart", "Copy", "Delete", "Head", "List", "DeleteMany"} {
+		for n := int32(1); n <= 2; n++ {
+			for _, c := range []struct {
+				name   string
+				action s3fault.Action
+			}{
+				{"before", s3fault.FailBefore(nil)},
+				{"after", s3fault.FailAfter(nil)},
+				{"200", s3fault.Error200()},
+			} {
+				t.Run(fmt.Sprint(method, " ", n, " ", c.name), func(t *testing.T) {
+					t.Parallel()
+					r := newRig(t, small)
+					old := noise(160 << 10)
+					r.put("patched", old)
+					r.put("renamed", noise(100))
+					r.put("gone", noise(100))
+					r.put("dir/a", []byte("a"))
+					r.put("dir/b", []byte("b"))
+					patched, moved := r.learn("patched"), r.get("renamed")
+					r.learn("renamed")
+					r.learn("gone")
+					dir := r.learnDir("dir")
+					_ = dir
+					tiny, large := noise(1000), noise(100<<10)
+					r.nth(method, n, c.action)
+					r.write(r.create("tiny"), 0, tiny)
+					r.write(r.create("large"), 0, large)
+					r.write(patched, 3, []byte("xyz"))
+					copy(old[3:], "xyz")
+					r.ok(r.tree.Rename(namespace.Op{}, inode.Root, "renamed", inode.Root, "new name", 0))
+					r.ok(r.tree.Unlink(namespace.Op{}, inode.Root, "gone"))
+					r.ok(r.tree.Rename(namespace.Op{}, inode.Root, "dir", inode.Root, "moved", 0))
+					r.flush()
+					r.holds("tiny", tiny)
+					r.holds("large", large)
+					r.holds("patched", old)
+					r.holds("new name", moved)
+					r.holds("moved/a", []byte("a"))
+					r.wantKeys("large", "moved/a", "moved/b", "new name", "patched", "tiny")
+					r.settled()
+				})
+			}
+		}
+	}
+}
+
+// learnDir enters a directory that the bucket has.
+func (r *rig) learnDir(name string) inode.Ino {
+	r.t.Helper()
+	res, err := r.tree.Resolve(inode.Root, name)
+	r.ok(err)
+	n, err := r.tree.Learn(inode.Root, name, res.Version, namespace.Remote{IsDir: true, Known: true})
+	r.ok(err)
+	return n.Attr.Ino
+}
+
+// Errors that no attempt of ours ends lose nothing: it is tried until somebody mends the cause.
+func TestErrorsThatStay(t *testing.T) {
+	for _, cause := range []error{s3.ErrUnavailable, s3.ErrAuth, s3.ErrFull, s3.ErrCorrupt, s3.ErrNoBucket, s3.ErrInvalid} {
+		t.Run(cause.Error(), func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, small)
+			body := noise(5000)
+			r.write(r.create("file"), 0, body)
+			r.faulty(func(op s3fault.Op) s3fault.Action { return s3fault.FailBefore(cause) })
+			err := r.tryFlush(700 * time.Millisecond)
+			if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, cause) {
+				t.Fatalf("flush says %v", err)
+			}
+			if s := r.exec.Status(); !errors.Is(s.LastError, cause) || s.DirtyBytes != 5000 || s.Queue != 1 {
+				t.Errorf("%+v", s)
+			}
+			r.wantKeys()
+			r.faulty(nil)
+			r.flush()
+			r.holds("file", body)
+			r.settled()
+			if s := r.exec.Status(); s.LastError != nil {
+				t.Errorf("the error is still told: %v", s.LastError)
+			}
+		})
+	}
+}
+
+// A body that is broken on its way is never an object.
+func TestBrokenBodies(t *testing.T) {
+	for _, action := range []s3fault.Action{s3fault.ShortBody(10), s3fault.CorruptBody()} {
+		r := newRig(t, small)
+		tiny, large := noise(1000), noise(100<<10)
+		var broken atomic.Int32
+		r.faulty(func(op s3fault.Op) s3fault.Action {
+			if (op.Name == "Put" || op.Name == "UploadPart") && broken.Add(1)%2 == 1 && broken.Load() < 8 {
+				return action
+			}
+			return s3fault.Action{}
+		})
+		r.write(r.create("tiny"), 0, tiny)
+		r.write(r.create("large"), 0, large)
+		r.flush()
+		r.holds("tiny", tiny)
+		r.holds("large", large)
+		r.noUploads()
+	}
+}
+
+// An object that somebody else wrote is never replaced: ours goes beside it, and a flush of the file says so.
+func TestConflict(t *testing.T) {
+	for _, size := range []int{1000, 100 << 10} {
+		var told atomic.Value
+		opt := small
+		opt.Conflict = func(_ inode.Ino, kept string) { told.Store(kept) }
+		r := newRig(t, opt)
+		body := noise(size)
+		ino := r.create("file")
+		r.write(ino, 0, body)
+		r.put("file", []byte("theirs"))
+		err := r.exec.Flush(t.Context(), ino, nil)
+		if !errors.Is(err, writeback.ErrConflict) {
+			t.Fatalf("flush of the file: %v", err)
+		}
+		r.flush()
+		kept, _ := told.Load().(string)
+		if !strings.HasPrefix(kept, "file.conflict-01234567-") {
+			t.Fatalf("kept as %q", kept)
+		}
+		r.holds("file", []byte("theirs"))
+		r.holds(kept, body)
+		r.wantKeys("file", kept)
+		r.noUploads()
+		r.settled()
+	}
+}
+
+// The same for a file that was there before: changed by both, removed by them.
+func TestConflictOfAChange(t *testing.T) {
+	r := newRig(t, small)
+	old := noise(3000)
+	r.put("changed", old)
+	r.put("removed", old)
+	changed, removed := r.learn("changed"), r.learn("removed")
+	r.ok(r.fetcher.Ensure(t.Context(), r.file(changed), r.locate(changed), 0, 3000))
+	r.ok(r.fetcher.Ensure(t.Context(), r.file(removed), r.locate(removed), 0, 3000))
+	r.write(changed, 0, []byte("ours"))
+	r.write(removed, 0, []byte("ours"))
+	r.put("changed", []byte("theirs"))
+	r.ok(r.bucket.Delete(t.Context(), "removed"))
+	r.flush()
+	copy(old, "ours")
+	r.holds("changed", []byte("theirs"))
+	r.holds("removed", old) // what they removed, we have written anew
+	keys := r.keys()
+	if len(keys) != 3 || !strings.HasPrefix(keys[1], "changed.conflict-") {
+		t.Fatalf("%q", keys)
+	}
+	r.holds(keys[1], old)
+}
+
+// With Overwrite the last one wins.
+func TestConflictOverwrite(t *testing.T) {
+	r := newRig(t, small)
+	r.names.Overwrite = true
+	r.kill()
+	body := noise(1000)
+	r.write(r.create("file"), 0, body)
+	r.put("file", []byte("theirs"))
+	r.flush()
+	r.holds("file", body)
+	r.wantKeys("file")
+}
+
+// A process that is killed at any request goes on where it was.
+func TestKilled(t *testing.T) {
+	for _, method := range []string{"Put", "CreateUpload", "UploadPart", "CompleteUpload", "Copy", "Delete", "CopyPart"} {
+		for _, applied := range []bool{false, true} {
+			t.Run(fmt.Sprint(method, applied), func(t *testing.T) {
+				t.Parallel()
+				r := newRig(t, small)
+				old := noise(160 << 10)
+				r.put("patched", old)
+				r.put("renamed", []byte("renamed"))
+				patched := r.learn("patched")
+				r.learn("renamed")
+				tiny, large := noise(1000), noise(100<<10)
+				r.write(r.create("tiny"), 0, tiny)
+				r.write(r.create("large"), 0, large)
+				r.write(patched, 3, []byte("xyz"))
+				copy(old[3:], "xyz")
+				r.ok(r.tree.Rename(namespace.Op{}, inode.Root, "renamed", inode.Root, "new name", 0))
+				met := make(chan struct{})
+				var once sync.Once
+				dead := atomic.Bool{}
+				r.faulty(func(op s3fault.Op) s3fault.Action {
+					if dead.Load() {
+						return s3fault.FailBefore(nil)
+					}
+					if op.Name == method {
+						dead.Store(true)
+						once.Do(func() { close(met) })
+						if applied {
+							return s3fault.FailAfter(nil)
+						}
+						return s3fault.FailBefore(nil)
+					}
+					return s3fault.Action{}
+				})
+				r.tree.Urge()
+				select {
+				case <-met:
+				case <-time.After(10 * time.Second):
+					t.Fatalf("no %s", method)
+				}
+				time.Sleep(5 * time.Millisecond) // for the answer to be lost on somebody
+				r.kill()
+				r.faulty(nil)
+				r.flush()
+				r.holds("tiny", tiny)
+				r.holds("large", large)
+				r.holds("patched", old)
+				r.holds("new name", []byte("renamed"))
+				r.wantKeys("large", "new name", "patched", "tiny")
+				r.settled()
+			})
+		}
+	}
+}
+
+// Stop breaks requests off when its context ends, keeps everything, and the next Executor goes on.
+func TestStop(t *testing.T) {
+	r := newRig(t, small)
+	tiny, large := noise(1000), noise(200<<10)
+	r.write(r.create("tiny"), 0, tiny)
+	r.write(r.create("large"), 0, large)
+	r.faulty(func(op s3fault.Op) s3fault.Action {
+		if op.Name == "UploadPart" || op.Name == "Put" {
+			return s3fault.Delay(time.Hour)
+		}
+		return s3fault.Action{}
+	})
+	r.tree.Urge()
+	for r.exec.Status().Running < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	if err := r.exec.Stop(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("stop: %v", err)
+	}
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("stop took %v", took)
+	}
+	if err := r.exec.Flush(t.Context(), 0, nil); !errors.Is(err, writeback.ErrStopped) {
+		t.Errorf("flush of a stopped one: %v", err)
+	}
+	r.kill()
+	r.faulty(nil)
+	r.flush()
+	r.holds("tiny", tiny)
+	r.holds("large", large)
+}
+
+// Flush of one inode does not wait for others, and tells how much is left.
+func TestFlushOne(t *testing.T) {
+	r := newRig(t, small)
+	a, b := r.create("a"), r.create("b")
+	r.write(a, 0, noise(100))
+	r.write(b, 0, noise(100))
+	r.faulty(func(op s3fault.Op) s3fault.Action {
+		if op.Key == "b" {
+			return s3fault.FailBefore(nil)
+		}
+		return s3fault.Action{}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	r.ok(r.exec.Flush(ctx, a, nil))
+	r.wantKeys("a")
+	var least atomic.Int64
+	least.Store(1 << 40)
+	short, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	err := r.exec.Flush(short, 0, func(p writeback.Progress) { least.Store(min(least.Load(), p.Bytes)) })
+	if !errors.Is(err, context.DeadlineExceeded) || least.Load() != 100 {
+		t.Errorf("%v, at the least %d bytes left", err, least.Load())
+	}
+	r.faulty(nil)
+	r.flush()
+	r.wantKeys("a", "b")
+}
+
+// A file that is gone before its upload costs no request at all.
+func TestShortLife(t *testing.T) {
+	r := newRig(t, small)
+	r.write(r.create("a"), 0, noise(100))
+	r.ok(r.tree.Unlink(namespace.Op{}, inode.Root, "a"))
+	ino := r.create("b")
+	r.write(ino, 0, []byte("b"))
+	r.ok(r.tree.Rename(namespace.Op{}, inode.Root, "b", inode.Root, "c", 0))
+	r.ok(r.tree.Rename(namespace.Op{}, inode.Root, "c", inode.Root, "d", 0))
+	r.flush()
+	r.wantKeys("d")
+	if n := r.faults.Count("Put") + r.faults.Count("Copy") + r.faults.Count("Delete"); n != 1 {
+		t.Errorf("%d requests, want one PUT", n)
+	}
+}
+
+func (r *rig) locate(ino inode.Ino) fetch.Locate {
+	return func() (fetch.Source, error) {
+		src, _, err := r.tree.Source(ino)
+		return fetch.Source(src), err
+	}
+}
