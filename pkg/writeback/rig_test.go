@@ -38,6 +38,7 @@ type rig struct {
 	faults *s3fault.Bucket
 	script atomic.Pointer[func(s3fault.Op) s3fault.Action]
 	disk   *diskmem.FS
+	over   *atomic.Bool // the process is dead: no request begins any more
 
 	journal *journal.Journal
 	store   *cache.Store
@@ -59,8 +60,13 @@ func newRig(t *testing.T, opt writeback.Options) *rig {
 // start opens everything on the rig's disk and bucket.
 func (r *rig) start() {
 	r.t.Helper()
+	over := &atomic.Bool{}
+	r.over = over
 	r.faults = s3fault.New(r.bucket)
 	r.faults.Fault = func(op s3fault.Op) s3fault.Action {
+		if over.Load() {
+			return s3fault.FailBefore(nil)
+		}
 		if f := r.script.Load(); f != nil {
 			return (*f)(op)
 		}
@@ -114,9 +120,10 @@ func (r *rig) stop() {
 	}
 }
 
-// kill is a kill -9 and a new process on the same disk.
+// kill is a kill -9 and a new process on the same disk. Requests that were under way may still be applied.
 func (r *rig) kill() {
 	r.t.Helper()
+	r.over.Store(true)
 	next := r.disk.Clone()
 	r.stop()
 	r.disk = next

@@ -186,7 +186,11 @@ func (r *rig) learnDir(name string) inode.Ino {
 	r.t.Helper()
 	res, err := r.tree.Resolve(inode.Root, name)
 	r.ok(err)
-	n, err := r.tree.Learn(inode.Root, name, res.Version, namespace.Remote{IsDir: true, Known: true})
+	marker, err := r.bucket.Head(r.t.Context(), s3.Key(name+"/"))
+	if !errors.Is(err, s3.ErrNotExist) {
+		r.ok(err)
+	}
+	n, err := r.tree.Learn(inode.Root, name, res.Version, namespace.Remote{IsDir: true, Info: marker, Known: true})
 	r.ok(err)
 	return n.Attr.Ino
 }
