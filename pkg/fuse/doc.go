@@ -8,7 +8,8 @@
 // faulted in beforehand: a page fault inside the kernel's copy would fail the request with EIO when the process is being
 // killed. A goroutine for each request then parses it with go-fuse's ProtocolServer, which calls the methods of
 // filesystem, and writes the answer. Short requests leave their slot at once, and long ones when slots get scarce, so
-// that requests that wait for S3 do not keep other mounts from being read.
+// that requests that wait for S3 do not keep other mounts from being read. The room for large answers (arena.go) takes no
+// memory before it is filled, so that many reads can wait; a large write that waits holds its bytes.
 //
 // # What is promised
 //

@@ -38,9 +38,21 @@ func TestMain(m *testing.M) {
 		play(c)
 		os.Exit(0)
 	}
+	// A directory of our own: other packages' tests have mounts at the same time.
+	tmp, err := os.MkdirTemp("", "csi-s3-fuse-test-")
+	if err == nil {
+		err = os.Setenv("TMPDIR", tmp)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
 	code := m.Run()
 	if left := leftBehind(); left != "" {
 		fmt.Fprintln(os.Stderr, "left behind:", left)
+		code = max(code, 1)
+	} else if err := os.Remove(tmp); err != nil { // never all below it: it might be a mount
+		fmt.Fprintln(os.Stderr, err)
 		code = max(code, 1)
 	}
 	os.Exit(code)

@@ -25,8 +25,10 @@ const Type = "fuse.csi-s3"
 
 const (
 	device = "/dev/fuse"
-	// background is how many requests that no process waits for (readahead) the kernel sends at once.
-	background = 32
+	// background is how many reads of files (all are readahead to the kernel) and writes of mapped memory the kernel
+	// sends at once. When as many wait for S3, the mount's others wait too, even for what the cache holds. The writes
+	// hold up to maxIO bytes each.
+	background = 128
 	// readahead is what the kernel reads ahead, in KiB; what FUSE negotiates ends at 128.
 	readahead = maxIO >> 10
 	// lazyWait is how long a detached mount may go on while programs still use it.
@@ -136,7 +138,7 @@ func Mount(core Core, opt Options) (*Server, error) {
 
 // newServer makes a server that has no device yet.
 func newServer(core Core, opt Options, p *pool) *Server {
-	s := &Server{core: core, opt: opt, log: opt.Log, pool: p, done: make(chan struct{})}
+	s := &Server{core: core, opt: opt, log: opt.Log, pool: p, bufs: buffers{large: p.large}, done: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.proto = fuse.NewProtocolServer(&filesystem{RawFileSystem: fuse.NewDefaultRawFileSystem(), core: core, s: s}, &fuse.MountOptions{
 		MaxBackground:            background,

@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
@@ -19,7 +20,10 @@ const (
 
 // pool is the memory that requests are read into: one for the process, since it is dear and most mounts are idle. The
 // garbage collector does not see it.
-type pool struct{ free chan []byte }
+type pool struct {
+	free  chan []byte
+	large *arena // of the requests' answers
+}
 
 // sharedPool makes the pool with the first mount.
 var sharedPool = sync.OnceValues(newPool)
@@ -37,7 +41,11 @@ func newPool() (*pool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("memory for requests: %w", err)
 	}
-	p := &pool{free: make(chan []byte, slots)}
+	large, err := newArena()
+	if err != nil {
+		return nil, errors.Join(err, unix.Munmap(mem))
+	}
+	p := &pool{free: make(chan []byte, slots), large: large}
 	for i := range slots {
 		p.free <- mem[i*slotSize : (i+1)*slotSize : (i+1)*slotSize]
 	}
@@ -51,13 +59,14 @@ func (p *pool) put(slot []byte) { p.free <- slot[:slotSize] }
 // scarce says that a request should leave its slot to others.
 func (p *pool) scarce() bool { return len(p.free) < scarce }
 
-// buffers are for answers and for requests that left their slot, in two sizes.
-type buffers struct{ small, large sync.Pool }
+// buffers are for answers and for requests that left their slot. Small ones are on the heap, large ones in the
+// arena, if there is one.
+type buffers struct {
+	small sync.Pool
+	large *arena
+}
 
-const (
-	smallBuffer = 16 << 10
-	largeBuffer = maxIO + 8<<10
-)
+const smallBuffer = 16 << 10
 
 func (b *buffers) get(n int) []byte {
 	if n <= smallBuffer {
@@ -66,20 +75,20 @@ func (b *buffers) get(n int) []byte {
 		}
 		return make([]byte, n, smallBuffer)
 	}
-	if n > largeBuffer {
-		return make([]byte, n)
+	if b.large != nil && n <= largeBuffer {
+		if p := b.large.get(); p != nil {
+			return p[:n]
+		}
 	}
-	if p, ok := b.large.Get().(*[]byte); ok {
-		return (*p)[:n]
-	}
-	return make([]byte, n, largeBuffer)
+	return make([]byte, n)
 }
 
 func (b *buffers) put(p []byte) {
-	switch p = p[:0]; cap(p) {
-	case smallBuffer:
+	switch {
+	case b.large != nil && b.large.owns(p):
+		b.large.put(p[:largeBuffer])
+	case cap(p) == smallBuffer:
+		p = p[:0]
 		b.small.Put(&p)
-	case largeBuffer:
-		b.large.Put(&p)
 	}
 }

@@ -51,10 +51,10 @@ func (s *Server) serve() {
 	go s.hangUp()
 }
 
-// orderly says that a read ended because the mount did: the kernel has no mount any more, or Unmount wants no more
-// requests, or the device is closed.
+// orderly says that a read ended because the mount did: the kernel has no mount any more, or had none when it was about
+// to hand over a request (ECONNABORTED), or Unmount wants no more requests, or the device is closed.
 func orderly(err error) bool {
-	return errors.Is(err, unix.ENODEV) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, os.ErrClosed)
+	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ECONNABORTED) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, os.ErrClosed)
 }
 
 // hangUp closes the device, with which the kernel ends what is left of the mount. It lets the requests answer first:
