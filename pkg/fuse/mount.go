@@ -33,7 +33,7 @@ const (
 	readahead = maxIO >> 10
 	// lazyWait is how long a detached mount may go on while programs still use it.
 	lazyWait = time.Second
-	// answerWait is how long requests that were cancelled may take to answer before the mount ends without them.
+	// answerWait is how long requests that were cancelled may keep a notification, and with it the end of the mount.
 	answerWait = 5 * time.Second
 )
 
@@ -75,8 +75,8 @@ type Core interface {
 
 // Options of a mount. Dir is required.
 type Options struct {
-	Dir        string // mount point, an existing directory
-	Name       string // what is mounted, shown as the source
+	Dir        string // mount point, an existing directory, without symbolic links
+	Name       string // what is mounted, shown as the source; empty: csi-s3
 	ReadOnly   bool
 	AllowOther bool          // other users may enter; permissions are always checked
 	Status     func() []byte // answers the status ioctl with a JSON object; nil: {}
@@ -95,9 +95,12 @@ type Server struct {
 	ctx    context.Context // of all requests: ends with the mount
 	cancel context.CancelFunc
 
-	bufs buffers
-	wg   sync.WaitGroup // requests under way
-	done chan struct{}
+	point mountID
+
+	bufs      buffers
+	wg        sync.WaitGroup // requests under way
+	notifying sync.RWMutex   // held for reading by notifications: no close of the device ends one that waits
+	done      chan struct{}
 }
 
 // Mount mounts core on a directory and serves it. It returns when the kernel has agreed on the protocol. It needs
@@ -105,6 +108,9 @@ type Server struct {
 func Mount(core Core, opt Options) (*Server, error) {
 	if opt.Log == nil {
 		opt.Log = slog.Default()
+	}
+	if opt.Name == "" {
+		opt.Name = "csi-s3" // the kernel takes no mount without a source
 	}
 	p, err := sharedPool()
 	if err != nil {
@@ -123,11 +129,14 @@ func Mount(core Core, opt Options) (*Server, error) {
 	if s.raw, err = s.dev.SyscallConn(); err == nil {
 		err = s.init()
 	}
+	if err == nil {
+		s.point, err = mountAt(opt.Dir)
+	}
 	if err != nil {
 		s.cancel()
 		return nil, errors.Join(fmt.Errorf("agree with the kernel on the mount of %s: %w", opt.Dir, err), unix.Unmount(opt.Dir, unix.MNT_DETACH), s.dev.Close())
 	}
-	if err := setReadahead(opt.Dir); err != nil {
+	if err := s.point.setReadahead(); err != nil {
 		// Reads are slower without it, nothing else.
 		s.log.Debug("cannot raise the readahead of the mount", "dir", opt.Dir, "err", err)
 	}
@@ -146,10 +155,11 @@ func newServer(core Core, opt Options, p *pool) *Server {
 		MaxReadAhead:             maxIO,
 		ExplicitDataCacheControl: true,
 		EnableSymlinkCaching:     true,
-		ExtraCapabilities:        fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_ASYNC_DIO | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_IOCTL_DIR | fuse.CAP_HAS_RESEND,
-		DisabledCapabilities:     fuse.CAP_PASSTHROUGH | fuse.CAP_NO_OPEN_SUPPORT,
-		Logger:                   slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-		PanicHandler:             s.panicked,
+		ExtraCapabilities:        fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_IOCTL_DIR | fuse.CAP_HAS_RESEND,
+		// With ASYNC_DIO a program could not be killed that waits for a direct read or write.
+		DisabledCapabilities: fuse.CAP_PASSTHROUGH | fuse.CAP_NO_OPEN_SUPPORT | fuse.CAP_ASYNC_DIO,
+		Logger:               slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		PanicHandler:         s.panicked,
 	})
 	return s
 }
@@ -179,14 +189,27 @@ func (s *Server) panicked(what any) fuse.Status {
 	return fuse.EIO
 }
 
-// setReadahead raises what the kernel reads ahead on the mount of dir.
-func setReadahead(dir string) error {
+// mountID tells a mount from all others. Without STATX_MNT_ID_UNIQUE (Linux 6.8) the numbers of mounts that ended are
+// used again.
+type mountID struct {
+	id           uint64
+	major, minor uint32
+}
+
+// mountAt returns the mount that dir lies in.
+func mountAt(dir string) (mountID, error) {
 	var st unix.Statx_t
 	// Without AT_STATX_DONT_SYNC the question would come to ourselves.
-	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_DONT_SYNC|unix.AT_SYMLINK_NOFOLLOW, 0, &st); err != nil {
-		return err
+	err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_DONT_SYNC|unix.AT_SYMLINK_NOFOLLOW, unix.STATX_MNT_ID|unix.STATX_MNT_ID_UNIQUE, &st)
+	if err != nil {
+		return mountID{}, &os.PathError{Op: "statx", Path: dir, Err: err}
 	}
-	number := fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor)
+	return mountID{id: st.Mnt_id, major: st.Dev_major, minor: st.Dev_minor}, nil
+}
+
+// setReadahead raises what the kernel reads ahead on the mount.
+func (m mountID) setReadahead() error {
+	number := fmt.Sprintf("%d:%d", m.major, m.minor)
 	return os.WriteFile(filepath.Join("/sys/class/bdi", number, "read_ahead_kb"), []byte(strconv.Itoa(readahead)), 0)
 }
 
@@ -202,29 +225,58 @@ func (s *Server) Wait() {
 
 // Unmount ends the mount. Without lazy it fails with unix.EBUSY while programs use the mount, which then goes on. With
 // lazy it detaches the mount point at once; programs that still use the mount after a second find it broken (ENOTCONN).
-// On return without an error no more requests come. A mount that is gone is success.
+// On return without an error no more requests come, and the mount point is free. A mount that is gone is success, and so
+// is one that was aborted, whose mount point is detached in any case. Another mount on the directory is left alone.
 func (s *Server) Unmount(lazy bool) error {
+	flags := unix.UMOUNT_NOFOLLOW
 	select {
 	case <-s.done:
-		return nil
+		lazy = true
 	default:
 	}
-	flags := 0
 	if lazy {
-		flags = unix.MNT_DETACH
+		flags |= unix.MNT_DETACH
 	}
-	if err := unix.Unmount(s.opt.Dir, flags|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+	switch at, err := mountAt(s.opt.Dir); {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR): // gone with the directory above
+	case err != nil:
 		return err
+	case at == s.point:
+		// EINVAL: gone in the meantime.
+		if err := unix.Unmount(s.opt.Dir, flags); err != nil && !errors.Is(err, unix.EINVAL) {
+			return err
+		}
 	}
 	select {
 	case <-s.done:
 		return nil
 	case <-time.After(lazyWait):
 	}
-	// The server stops to read, cancels what is under way and hangs up. Of a device that is closed it knows already.
+	s.hangUp()
+	<-s.done
+	return nil
+}
+
+// hangUp makes the server end a mount that is still in use.
+func (s *Server) hangUp() {
+	s.cancel()
+	// A notification may wait in the kernel for the answer to a request. Until none does, requests are read and
+	// answered, with errors now; later ones see that the mount ended.
+	none := make(chan struct{})
+	// Ends with the notifications, which end with the requests.
+	go func() {
+		s.notifying.Lock()
+		defer s.notifying.Unlock()
+		close(none)
+	}()
+	select {
+	case <-none:
+	case <-s.done:
+	case <-time.After(answerWait):
+		s.log.Warn("requests do not end with their mount", "dir", s.opt.Dir)
+	}
+	// The reader stops. Of a device that is closed it knows already.
 	if err := s.dev.SetReadDeadline(time.Unix(1, 0)); err != nil {
 		s.log.Debug("the device is closed already", "dir", s.opt.Dir, "err", err)
 	}
-	<-s.done
-	return nil
 }

@@ -43,8 +43,12 @@ func notification(code uint32) []byte {
 // notify sends a notification. What the kernel does not know needs none.
 func (s *Server) notify(b []byte) {
 	binary.LittleEndian.PutUint32(b, uint32(len(b)))
-	err := s.write(b)
-	if err != nil && s.ctx.Err() == nil && !errors.Is(err, unix.ENOTDIR) {
+	s.notifying.RLock()
+	defer s.notifying.RUnlock()
+	if s.ctx.Err() != nil {
+		return
+	}
+	if err := s.write(b); err != nil && !s.ending(err) && !errors.Is(err, unix.ENOTDIR) {
 		s.log.Warn("cannot make the kernel forget what it caches", "dir", s.opt.Dir, "err", err)
 	}
 }

@@ -47,24 +47,14 @@ func (s *Server) serve() {
 	}
 	s.cancel()
 	close(s.done)
-	// Ends with the last request, all of which were cancelled.
-	go s.hangUp()
+	// With the device the kernel ends what is left of the mount. Closed before, it fails, and nobody is left to tell.
+	_ = s.dev.Close()
 }
 
 // orderly says that a read ended because the mount did: the kernel has no mount any more, or had none when it was about
 // to hand over a request (ECONNABORTED), or Unmount wants no more requests, or the device is closed.
 func orderly(err error) bool {
 	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ECONNABORTED) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, os.ErrClosed)
-}
-
-// hangUp closes the device, with which the kernel ends what is left of the mount. It lets the requests answer first:
-// a notification may hold the device until one of them does, and no close ends that. One that never answers must not
-// keep the mount's users waiting for ever.
-func (s *Server) hangUp() {
-	late := time.AfterFunc(answerWait, func() { _ = s.dev.Close() }) // the second close fails, and nobody is left to tell
-	s.wg.Wait()
-	late.Stop()
-	_ = s.dev.Close()
 }
 
 // read waits for a request and reads it into a slot of the pool.
@@ -76,11 +66,7 @@ func (s *Server) read() (slot []byte, n int, err error) {
 		}
 		// Of a mount that ended the poller says only that it cannot wait for it: the read tells why.
 		slot = s.pool.get()
-		if e := s.raw.Control(func(fd uintptr) { n, err = unix.Read(int(fd), slot) }); e != nil {
-			s.pool.put(slot)
-			return nil, 0, fmt.Errorf("%w: %w", os.ErrClosed, e) // the one reason, for which os has no sentinel here
-		}
-		if err == nil {
+		if n, err = s.onDevice(unix.Read, slot); err == nil {
 			return slot, n, nil
 		}
 		s.pool.put(slot)
@@ -145,7 +131,7 @@ func (s *Server) handle(req []byte) {
 	if n == 0 {
 		return
 	}
-	if err := s.write(out[:n]); err != nil && s.ctx.Err() == nil {
+	if err := s.write(out[:n]); err != nil && !s.ending(err) {
 		s.log.Error("cannot answer a request", "dir", s.opt.Dir, "op", binary.LittleEndian.Uint32(req[4:]), "err", err)
 	}
 }
@@ -196,16 +182,23 @@ func outSize(req []byte) int {
 
 // write sends an answer or a notification. That the kernel waits for it no more is no error.
 func (s *Server) write(p []byte) error {
-	var err error
-	e := s.raw.Control(func(fd uintptr) { _, err = unix.Write(int(fd), p) })
-	if e != nil {
-		return e
-	}
+	_, err := s.onDevice(unix.Write, p)
 	if errors.Is(err, unix.ENOENT) {
 		return nil
 	}
 	return err
 }
+
+// onDevice makes a system call with the device, which is not closed in the meantime.
+func (s *Server) onDevice(call func(fd int, p []byte) (int, error), p []byte) (n int, err error) {
+	if e := s.raw.Control(func(fd uintptr) { n, err = call(int(fd), p) }); e != nil {
+		return 0, fmt.Errorf("%w: %w", os.ErrClosed, e) // the one reason, for which os has no sentinel here
+	}
+	return n, err
+}
+
+// ending says that a write failed, or may have, because the mount ends.
+func (s *Server) ending(err error) bool { return s.ctx.Err() != nil || orderly(err) }
 
 // init answers the first request, in which the kernel and we agree on the protocol.
 func (s *Server) init() error {

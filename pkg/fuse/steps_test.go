@@ -2,6 +2,7 @@ package fuse
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
 	"strings"
 	"syscall"
@@ -14,10 +15,8 @@ func children() map[string]func(*actor) {
 		"names": playSteps(nameSteps()), "files": playSteps(fileSteps()), "attributes": playSteps(attributeSteps()),
 		"xattrs": playSteps(xattrSteps()), "caches": playSteps(cacheSteps()),
 	}
-	for _, more := range []map[string]func(*actor){fileChildren(), directoryChildren(), serveChildren(), mountChildren(), controlChildren()} {
-		for name, f := range more {
-			all[name] = f
-		}
+	for _, more := range []map[string]func(*actor){fileChildren(), directoryChildren(), serveChildren(), mountChildren(), controlChildren(), notifyChildren()} {
+		maps.Copy(all, more)
 	}
 	return all
 }
