@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -320,9 +321,8 @@ func TestTwoMounts(t *testing.T) {
 func mountChildren() map[string]func(*actor) {
 	// ended accepts what a call returns whose mount ends.
 	ended := func(a *actor, err error) {
-		switch err { //nolint:errorlint // raw system calls return it as it is
-		case unix.ENOTCONN, unix.ECONNABORTED, unix.EINTR, unix.EIO:
-		default:
+		errno, ok := err.(unix.Errno) //nolint:errorlint // raw system calls return it as it is
+		if !ok || !slices.Contains([]unix.Errno{unix.ENOTCONN, unix.ECONNABORTED, unix.EINTR, unix.EIO}, errno) {
 			a.fail("call on a mount that ended: %v", err)
 		}
 	}
@@ -360,7 +360,7 @@ func mountChildren() map[string]func(*actor) {
 				if err == nil {
 					err = unix.Mkdirat(dir, fmt.Sprint(i), 0o700)
 				}
-				if err != nil && err != unix.EINTR { //nolint:errorlint // raw system calls return it as it is
+				if err != nil && !errors.Is(err, unix.EINTR) {
 					ended(a, err)
 					return
 				}
