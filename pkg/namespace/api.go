@@ -35,8 +35,9 @@ type Options struct {
 	MaxAge    time.Duration    // and how long at most while it is written again and again
 	Now       func() time.Time // nil: time.Now
 	// Settled hears that the bucket now holds (info) or no longer holds (nil) a name of a directory, so that cached
-	// listings can follow. dir is the key prefix, name has no slash; isDir says that it is a directory. It is called
-	// under the tree's lock and must not call the tree.
+	// listings can follow. dir is the key prefix, name has no slash; isDir says that it is a directory: info is then that
+	// of an object that makes it one, without an ETag when all that is below it came with it. It is called under the
+	// tree's lock and must not call the tree.
 	Settled func(dir s3.Key, name string, isDir bool, info *s3.Info)
 	// Gone hears that an inode ended (or was forgotten): its bytes can go. Called without locks.
 	Gone func(ino inode.Ino)

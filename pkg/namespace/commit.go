@@ -66,7 +66,7 @@ func (t *Tree) Commit(k *Task, info s3.Info, moved map[s3.Key]s3.Info, write fun
 			t.tell(k.Key, &info)
 		}
 	case Move:
-		t.movedTo(k, moved)
+		changed = append(changed, t.movedTo(k, moved)...)
 	case Purge:
 		if k.DstPrefix != "" && (t.under[k.SrcPrefix] > 0 || t.owner[k.SrcPrefix] != nil) {
 			// Objects of tracked inodes are left, which go by themselves. Until then the prefix is no directory.
@@ -97,7 +97,7 @@ func (t *Tree) Commit(k *Task, info s3.Info, moved map[s3.Key]s3.Info, write fun
 		return t.broken
 	}
 	t.schedule(n, t.dueAt(n))
-	if k.Verb != Put || len(changed) > 1 || n.isDir() {
+	if k.Verb != Put || len(changed) > 1 || n.isDir() || t.claimant(k.Key, n) != nil {
 		t.unblock()
 	}
 	return nil
@@ -128,6 +128,12 @@ func (t *tree) stored(k *Task, info s3.Info) []*node {
 	}
 	info.Key = k.Key
 	t.tell(k.Key, &info)
+	for _, l := range n.links {
+		// A directory without a marker is in the bucket from now on.
+		for d := l.dir; d != t.root && len(d.objs) == 0 && len(d.links) > 0; d = d.links[0].dir {
+			t.tell(t.wantPrefix(d), &info)
+		}
+	}
 	return changed
 }
 
@@ -141,11 +147,34 @@ func (t *tree) tell(key s3.Key, info *s3.Info) {
 	t.opt.Settled(dir, plain, plain != name, info)
 }
 
-// movedTo switches a directory over to the place where its objects now are.
-func (t *tree) movedTo(k *Task, moved map[s3.Key]s3.Info) {
+// movedTo switches a directory over to the place where its objects now are. It returns the nodes that became tracked
+// while theirs were copied: the copies are theirs, too.
+func (t *tree) movedTo(k *Task, moved map[s3.Key]s3.Info) []*node {
 	n := k.n
-	n.purges = append(n.purges, purge{k.SrcPrefix, k.DstPrefix})
+	n.heading = ""
+	var changed []*node
+	for src, info := range moved {
+		m := t.owner[src]
+		if m == nil {
+			continue
+		}
+		copied := object{key: k.DstPrefix + src[len(k.SrcPrefix):], etag: info.ETag, size: info.Size}
+		if o := m.objAt(src); !o.unsure && o.etag != "" {
+			copied.contGen, copied.metaGen = o.contGen, o.metaGen
+		}
+		if o := m.objAt(copied.key); o != nil {
+			*o = copied
+			changed = append(changed, m)
+		}
+	}
 	n.save = false
+	if len(n.links) == 0 {
+		// Removed meanwhile: what it had belongs to inodes that were removed, too, each with its copy.
+		n.purges = append(n.purges, purge{src: k.DstPrefix})
+		t.moved[n] = struct{}{}
+		return changed
+	}
+	n.purges = append(n.purges, purge{k.SrcPrefix, k.DstPrefix})
 	n.origin = ""
 	if p, ok := t.remotePrefix(n); !ok || p != k.DstPrefix {
 		n.origin = k.DstPrefix
@@ -156,6 +185,7 @@ func (t *tree) movedTo(k *Task, moved map[s3.Key]s3.Info) {
 		dir, name := parentPrefix(k.DstPrefix)
 		t.opt.Settled(dir, strings.TrimSuffix(name, "/"), true, &s3.Info{Key: k.DstPrefix})
 	}
+	return changed
 }
 
 // follow gives the untracked nodes below a moved directory their new keys.
@@ -194,10 +224,21 @@ func (t *Tree) Fail(k *Task, err error, retry time.Time) {
 	t.unblock()
 }
 
-// Ours says that an object was written by this cache directory (by its write-id): then a failed precondition was our
-// own earlier, unacknowledged attempt. Adopt tells the tree its ETag so that the task can be tried again.
-func (t *Tree) Ours(info s3.Info) bool {
-	return strings.HasPrefix(info.Meta[metaWriteID], t.opt.WriterID+"-")
+// Ours says that the object which a task found at its key was written by this cache directory (by its write-id, or
+// because it is a copy that we were about to make): then a failed precondition was our own earlier, unacknowledged
+// attempt. Adopt tells the tree its ETag so that the task can be tried again.
+func (t *Tree) Ours(k *Task, info s3.Info) bool {
+	if strings.HasPrefix(info.Meta[metaWriteID], t.opt.WriterID+"-") {
+		return true
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	m := t.owner[k.Key]
+	if m == nil {
+		return false
+	}
+	o := m.objAt(k.Key)
+	return o.unsure && o.etag != "" && o.etag == info.ETag
 }
 
 // Same says that an object is the very one that the task writes: its request was applied although its answer was lost.
@@ -260,6 +301,7 @@ func (t *tree) adopt(k *Task, info s3.Info) {
 		t.claim(k.Key, n)
 	}
 	t.schedule(n, t.dueAt(n))
+	t.unblock()
 }
 
 // Conflict ends a Put or Copy whose precondition failed because somebody else wrote Key: foreign is what is there now
@@ -276,6 +318,7 @@ func (t *Tree) Conflict(k *Task, foreign *s3.Info) (kept string, err error) {
 			t.release(k.Key, m)
 		}
 		t.schedule(n, t.dueAt(n))
+		t.unblock()
 		return "", t.append(n)
 	}
 	if n.isDir() || t.opt.Overwrite {

@@ -374,8 +374,14 @@ func (t *tree) settleOrigin(n *node, origin s3.Key) {
 		return
 	}
 	n.origin = ""
-	if p, ok := t.remotePrefix(n); !ok || p != origin {
+	if p, ok := t.remotePrefix(n); !ok || p != origin || n.heading != "" {
 		n.origin = origin
+	}
+	// A Move of a directory above may have copied some of them before they went another way.
+	for d := range t.moved {
+		if d != n && d.heading != "" && n.origin != d.origin && isUnder(n.origin, d.origin) && !n.inside(d) {
+			n.purges = append(n.purges, purge{src: d.heading + n.origin[len(d.origin):], dst: n.origin})
+		}
 	}
 	t.noteMoved(n)
 }

@@ -16,7 +16,8 @@ type object struct {
 	size int64
 	// contGen and metaGen say which state of the node the object has: equal to the node's means current.
 	contGen, metaGen uint64
-	// unsure: a request that makes it was sent, and nothing is known of its outcome. It has no etag and no state.
+	// unsure: a request that makes it was sent, and nothing is known of its outcome. It has no state. It is ours when it
+	// carries our write-id or has this etag: that of what was to be copied.
 	unsure bool
 }
 
@@ -51,6 +52,7 @@ type node struct {
 	local      bool   // the bucket holds nothing below it that the tree does not know
 	wantMarker bool   // its marker object shall exist
 	origin     s3.Key // where its untracked children lie, when that is not the place that its name says
+	heading    s3.Key // where a Move has begun to copy them; some may be there
 	purges     []purge
 	below      int // tracked children
 

@@ -76,12 +76,40 @@ func (t *tree) start(n *node, k *Task) error {
 	for _, key := range k.keys() {
 		t.busy[key] = n
 	}
-	if (k.Verb != Put && k.Verb != Copy) || t.owner[k.Key] != nil {
+	switch {
+	case k.Verb == Move:
+		if n.heading == k.DstPrefix {
+			return nil
+		}
+		n.heading = k.DstPrefix
+	case (k.Verb == Put || k.Verb == Copy) && t.owner[k.Key] == nil:
+		n.objs = append(n.objs, object{key: k.Key, unsure: true})
+		t.claim(k.Key, n)
+	default:
 		return nil
 	}
-	n.objs = append(n.objs, object{key: k.Key, unsure: true})
-	t.claim(k.Key, n)
 	return t.append(n)
+}
+
+// claimCopies enters what a Move that has begun may have made of a node's objects, when it becomes tracked: from now on
+// the Move passes them over.
+func (t *tree) claimCopies(n *node) {
+	for _, o := range slices.Clone(n.objs) {
+		var over *node
+		for d := range t.moved {
+			if d != n && d.origin != "" && isUnder(o.key, d.origin) && (over == nil || len(d.origin) > len(over.origin)) {
+				over = d
+			}
+		}
+		if over == nil || over.heading == "" {
+			continue
+		}
+		key := over.heading + o.key[len(over.origin):]
+		if t.owner[key] == nil {
+			n.objs = append(n.objs, object{key: key, etag: o.etag, size: o.size, unsure: true})
+			t.claim(key, n)
+		}
+	}
 }
 
 // keys are those that the task alone may use while it runs.
@@ -180,7 +208,7 @@ func (t *tree) free(n *node, k *Task) bool {
 	if !strings.HasSuffix(string(k.Key), "/") {
 		below := k.Key + "/"
 		for d := range t.moved {
-			if isUnder(d.origin, below) || slices.ContainsFunc(d.purges, func(p purge) bool { return isUnder(p.src, below) }) {
+			if isUnder(d.origin, below) || isUnder(d.heading, below) || slices.ContainsFunc(d.purges, func(p purge) bool { return isUnder(p.src, below) }) {
 				return false
 			}
 		}
@@ -302,6 +330,9 @@ func (t *tree) moving(key s3.Key, n *node, verb Verb) bool {
 				return true
 			}
 		}
+		if d.heading != "" && isUnder(key, d.heading) && (verb != Delete || d.running != nil) {
+			return true
+		}
 		if d.origin == "" || len(d.links) == 0 {
 			continue
 		}
@@ -309,7 +340,8 @@ func (t *tree) moving(key s3.Key, n *node, verb Verb) bool {
 		if d.origin == want {
 			continue
 		}
-		if isUnder(key, d.origin) || isUnder(key, want) && n.inside(d) {
+		// What an inode leaves behind in a place to which a directory above it is going to move must go first.
+		if isUnder(key, d.origin) || verb != Delete && isUnder(key, want) && n.inside(d) {
 			return true
 		}
 	}
@@ -317,6 +349,16 @@ func (t *tree) moving(key s3.Key, n *node, verb Verb) bool {
 }
 
 func (t *tree) planDir(n *node) (*Task, verdict) {
+	if n.heading != "" && (n != t.root && len(n.links) == 0 || n.heading != t.wantPrefix(n)) {
+		// The Move that was broken off goes elsewhere now. What it has copied is removed where the original is; what
+		// has no original any more belongs to a tracked inode.
+		left := purge{src: n.heading}
+		if len(n.links) > 0 {
+			left.dst = n.origin
+		}
+		n.purges = append(n.purges, left)
+		n.heading = ""
+	}
 	if len(n.purges) > 0 {
 		p := n.purges[0]
 		if t.anyBusy(p.src) || p.dst != "" && t.anyBusy(p.dst) {
@@ -379,6 +421,9 @@ func (t *tree) canMove(n *node, dst s3.Key) bool {
 			if overlap(p.src, n.origin) || overlap(p.src, dst) || p.dst != "" && (overlap(p.dst, n.origin) || overlap(p.dst, dst)) {
 				return false
 			}
+		}
+		if d.heading != "" && (overlap(d.heading, dst) || overlap(d.heading, n.origin)) {
+			return false
 		}
 		if d.origin == "" || len(d.links) == 0 || d.origin == t.wantPrefix(d) {
 			continue

@@ -22,7 +22,7 @@ const (
 // errRecord: a record that passed the journal's checksum cannot be parsed: written by a newer version.
 var errRecord = errors.New("journal record has an unknown form")
 
-const nodeVersion = 1
+const nodeVersion = 2
 
 // Flags of a node record, and of an object in it.
 const (
@@ -94,7 +94,8 @@ func appendTime(b []byte, t time.Time) []byte { return binary.AppendVarint(b, t.
 //	n (name value)*            xattrs
 //	n (key value)*             metadata of others
 //	n (dir name)*              links
-//	origin n (src dst)*        of a directory: where its children lie, what must be emptied
+//	origin heading             of a directory: where its children lie, where a Move copies them
+//	n (src dst)*               and what must be emptied
 //	n (key etag size flags)*   objects
 //
 // All integers are varints, times are nanoseconds since the epoch.
@@ -130,7 +131,7 @@ func (n *node) encode() []byte {
 		b = binary.AppendUvarint(b, uint64(l.dir.attr.Ino))
 		b = appendString(b, l.name)
 	}
-	b = appendString(b, string(n.origin))
+	b = appendString(appendString(b, string(n.origin)), string(n.heading))
 	b = binary.AppendUvarint(b, uint64(len(n.purges)))
 	for _, p := range n.purges {
 		b = appendString(appendString(b, string(p.src)), string(p.dst))
@@ -192,6 +193,7 @@ func decodeNode(data []byte) (*node, []savedLink, error) {
 		links = append(links, savedLink{inode.Ino(r.uint()), r.string()})
 	}
 	n.origin = s3.Key(r.string())
+	n.heading = s3.Key(r.string())
 	for c := r.uint(); c > 0 && !r.bad; c-- {
 		n.purges = append(n.purges, purge{s3.Key(r.string()), s3.Key(r.string())})
 	}

@@ -70,7 +70,7 @@ func (t *tree) hidden(key s3.Key) bool {
 		return true
 	}
 	for d := range t.moved {
-		if d.origin == key {
+		if d.origin == key || d.heading == key {
 			return true
 		}
 		for _, p := range d.purges {
@@ -104,8 +104,10 @@ func (t *Tree) List(dir inode.Ino) (Listing, error) {
 		l.Hidden[key] = true
 	}
 	for m := range t.moved {
-		if m.origin != "" {
-			l.Hidden[m.origin] = true
+		for _, key := range []s3.Key{m.origin, m.heading} {
+			if key != "" {
+				l.Hidden[key] = true
+			}
 		}
 		for _, p := range m.purges {
 			l.Hidden[p.src] = true

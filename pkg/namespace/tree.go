@@ -369,6 +369,7 @@ func (t *tree) track(n *node) []*node {
 	for _, o := range n.objs {
 		t.claim(o.key, n)
 	}
+	t.claimCopies(n)
 	if n.isDir() && len(n.objs) > 0 {
 		n.wantMarker = true
 		if n != t.root && len(n.links) > 0 && n.objAt(t.wantKeys(n)[0]) == nil {

@@ -1,8 +1,12 @@
 package vfs_test
 
 import (
+	"fmt"
+	"maps"
 	"testing"
 
+	"github.com/csi-s3/csi-s3/pkg/s3"
+	"github.com/csi-s3/csi-s3/pkg/s3/s3fault"
 	"github.com/csi-s3/csi-s3/pkg/vfs"
 )
 
@@ -81,5 +85,74 @@ func TestPlacesAreExchanged(t *testing.T) {
 			v.kill()
 			v.wantObjects(test.want...)
 		})
+	}
+}
+
+// TestAChangeMeetsAMove: a file that is changed, renamed or removed while the objects of its directory are on their way,
+// or after the way was broken off, leaves neither a conflict nor a copy of what it was.
+func TestAChangeMeetsAMove(t *testing.T) {
+	for name, test := range map[string]struct {
+		do   func(v *volume)
+		want []string
+	}{
+		"changed":        {func(v *volume) { v.write("b/2", "new") }, []string{"b/1", "1", "b/2", "new", "b/3", "3"}},
+		"renamed":        {func(v *volume) { v.ok(v.rename("b/2", "b/4", 0)) }, []string{"b/1", "1", "b/4", "2", "b/3", "3"}},
+		"removed":        {func(v *volume) { v.ok(v.unlink("b/2")) }, []string{"b/1", "1", "b/3", "3"}},
+		"goes elsewhere": {func(v *volume) { v.ok(v.rename("b", "c", 0)) }, []string{"c/1", "1", "c/2", "2", "c/3", "3"}},
+		"goes back":      {func(v *volume) { v.ok(v.rename("b", "a", 0)) }, []string{"a/1", "1", "a/2", "2", "a/3", "3"}},
+		"all are removed": {func(v *volume) {
+			v.ok(v.unlink("b/1"))
+			v.ok(v.unlink("b/2"))
+			v.ok(v.unlink("b/3"))
+			v.ok(v.rmdir("b"))
+		}, nil},
+	} {
+		for _, fails := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, broken off: %v", name, fails), func(t *testing.T) {
+				v := newVolume(t, config{settle: 1})
+				v.bucket.NoCopyCondition = true
+				for _, n := range []string{"1", "2", "3"} {
+					v.put("a/"+n, n)
+				}
+				v.wantNames("a", "1", "2", "3")
+				copied, goOn := make(chan struct{}, 100), make(chan struct{})
+				v.faulty(func(op s3fault.Op) s3fault.Action {
+					if op.Name != "Copy" {
+						return s3fault.Action{}
+					}
+					if op.Key == "b/3" { // the others are copied
+						copied <- struct{}{}
+						<-goOn
+						if fails {
+							return s3fault.FailBefore(s3.ErrInvalid)
+						}
+					}
+					return s3fault.Action{}
+				})
+				v.ok(v.rename("a", "b", 0))
+				<-copied
+				if fails {
+					go close(goOn)
+					v.kill()
+					test.do(v)
+				} else {
+					test.do(v)
+					close(goOn)
+				}
+				v.faulty(nil)
+				v.flush()
+				v.kill()
+				v.flush()
+				got := v.objects()
+				delete(got, "b/") // a directory that lost a name has a marker
+				want := map[string]string{}
+				for i := 0; i < len(test.want); i += 2 {
+					want[test.want[i]] = test.want[i+1]
+				}
+				if !maps.Equal(got, want) {
+					t.Errorf("the bucket has %q, want %q", got, want)
+				}
+			})
+		}
 	}
 }

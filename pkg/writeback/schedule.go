@@ -185,7 +185,7 @@ func (e *Executor) delete(ctx context.Context, k *namespace.Task) (s3.Info, erro
 			return s3.Info{}, nil
 		case err != nil:
 			return s3.Info{}, err
-		case !e.tree.Ours(info):
+		case !e.tree.Ours(k, info):
 			return info, nil
 		}
 	}

@@ -69,5 +69,5 @@ func (e *Executor) taken(k *namespace.Task, found *s3.Info, cause error) error {
 	case found != nil && k.Cond == (s3.Condition{}):
 		return nil
 	}
-	return &takenError{found: found, ours: found != nil && e.tree.Ours(*found), cause: cause}
+	return &takenError{found: found, ours: found != nil && e.tree.Ours(k, *found), cause: cause}
 }
