@@ -370,3 +370,67 @@ func TestKillInCheckpoint(t *testing.T) {
 		}
 	}
 }
+
+// TestPowerCutAtEachCall cuts the power before each disk call of a life with checkpoints, and again in the life after
+// it: what was synced is there, in order, and what the second life syncs is too.
+func TestPowerCutAtEachCall(t *testing.T) {
+	mem := diskmem.New()
+	type cut struct {
+		op     string
+		disk   *diskmem.FS
+		synced int
+		most   int // frames that were appended or about to be
+	}
+	var cuts []cut
+	var synced, most int
+	watched := diskfault.New(mem, func(op diskfault.Op) error {
+		for seed := range uint64(8) {
+			cuts = append(cuts, cut{op.Name, mem.CrashClone(rnd(uint64(op.N)<<8 | seed)), synced, most})
+		}
+		return nil
+	})
+	j, s := open(t, watched)
+	for n := uint64(1); n <= 12; n++ {
+		most = int(n)
+		if err := j.Append(pair(n, 5000)...); err != nil { // more than a page: it can be torn
+			t.Fatal(err)
+		}
+		s.seen = append(s.seen, n)
+		if n%4 == 2 {
+			if err := j.Sync(); err != nil {
+				t.Fatal(err)
+			}
+			synced = len(s.seen)
+		}
+		if n%4 == 0 {
+			if err := j.Checkpoint(s.dump); err != nil {
+				t.Fatal(err)
+			}
+			synced = len(s.seen)
+		}
+	}
+	torn, renames := 0, 0
+	for i, c := range cuts {
+		if c.op == "SyncDir" && c.synced > 0 {
+			renames++ // between a checkpoint's rename and its SyncDir
+		}
+		j, got := open(t, c.disk)
+		if len(got.seen) < c.synced || len(got.seen) > c.most || !slices.Equal(got.seen, s.seen[:len(got.seen)]) {
+			t.Fatalf("cut %d, at %s: %v, synced %d", i, c.op, got.seen, c.synced)
+		}
+		if len(got.seen) < c.most {
+			torn++
+		}
+		if err := errors.Join(j.Append(pair(100, 10)...), j.Sync(), j.Append(pair(101, 6000)...)); err != nil {
+			t.Fatal(err)
+		}
+		want := append(slices.Clone(got.seen), 100)
+		_, again := open(t, c.disk.CrashClone(rnd(uint64(i))))
+		if n := len(want); len(again.seen) < n || !slices.Equal(again.seen[:n], want) || len(again.seen) > n+1 {
+			t.Fatalf("cut %d, at %s, and again: %v, want %v", i, c.op, again.seen, want)
+		}
+	}
+	if torn == 0 || renames == 0 {
+		t.Fatalf("the test tested nothing: %d of %d cuts lost something, %d came within a rename", torn, len(cuts), renames)
+	}
+}

@@ -19,9 +19,12 @@ func (j *Journal) load(f disk.File, replay func([]Record) error) error {
 	}
 	r := bufio.NewReaderSize(io.NewSectionReader(f, 0, size), int(min(size, 1<<20)))
 	var h [headerSize]byte
-	if _, err := io.ReadFull(r, h[:]); err != nil || string(h[:8]) != magic {
-		// The file got its name only when it was whole and durable.
-		return fmt.Errorf("journal: header: %w", errors.Join(ErrCorrupt, err))
+	if _, err := io.ReadFull(r, h[:]); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("journal: header: %w", err)
+	}
+	// The file got its name only when it was whole and durable.
+	if string(h[:8]) != magic {
+		return fmt.Errorf("journal: header: %w", ErrCorrupt)
 	}
 	if binary.LittleEndian.Uint32(h[16:]) != crc32.Checksum(h[:16], castagnoli) {
 		return fmt.Errorf("journal: header checksum: %w", ErrCorrupt)
