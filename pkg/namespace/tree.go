@@ -175,11 +175,9 @@ func (t *Tree) Recovered(ino inode.Ino, size int64, mtime time.Time) bool {
 		return false
 	}
 	n.attr.Size = size
-	if !mtime.IsZero() {
-		n.attr.Mtime = mtime
-		if n.attr.Ctime.Before(mtime) {
-			n.attr.Ctime = mtime
-		}
+	// An mtime that was set after the last write is in the tree's record, which is younger than that write.
+	if mtime.After(n.attr.Ctime) {
+		n.attr.Mtime, n.attr.Ctime = mtime, mtime
 	}
 	n.contGen++
 	n.metaGen++
