@@ -1,6 +1,7 @@
 package namespace
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -276,7 +277,7 @@ func (t *Tree) Recheck(ino inode.Ino, src Source, found *s3.Info) (bool, error) 
 			}
 		}
 		return false, nil
-	case found.ETag == b.etag || !strings.HasPrefix(found.Meta[metaWriteID], t.opt.WriterID+"-"+itoa(uint64(ino))+"-"):
+	case found.ETag == b.etag || !t.wrote(n, *found):
 		return false, nil
 	}
 	b.etag, b.size, b.metaGen = found.ETag, found.Size, 0
@@ -287,21 +288,47 @@ func (t *Tree) Recheck(ino inode.Ino, src Source, found *s3.Info) (bool, error) 
 func (t *Tree) Adopt(k *Task, info s3.Info) {
 	t.mu.Lock()
 	defer t.unlock()
-	t.adopt(k, info)
+	t.broken = errors.Join(t.broken, t.append(t.adopt(k, info)...))
 }
 
-func (t *tree) adopt(k *Task, info s3.Info) {
+// adopt takes the object at the task's key for what it is now, and returns the nodes that changed.
+func (t *tree) adopt(k *Task, info s3.Info) []*node {
 	n := k.n
 	t.finishTask(k)
-	if m := t.owner[k.Key]; m != nil {
-		o := m.objAt(k.Key)
-		o.etag, o.size, o.metaGen, o.unsure = info.ETag, info.Size, 0, false
-	} else {
+	defer t.unblock()
+	changed := []*node{n}
+	m := t.owner[k.Key]
+	if m != nil && m != n {
+		changed = append(changed, m)
+		if !t.wrote(m, info) {
+			// It was m's until our earlier attempt replaced it. Now it has our bytes.
+			t.lose(m, k.Key)
+			m = nil
+		}
+	}
+	if m == nil {
 		n.objs = append(n.objs, object{key: k.Key, etag: info.ETag, size: info.Size})
 		t.claim(k.Key, n)
+	} else {
+		o := m.objAt(k.Key)
+		o.etag, o.size, o.metaGen, o.unsure = info.ETag, info.Size, 0, false
 	}
 	t.schedule(n, t.dueAt(n))
-	t.unblock()
+	return changed
+}
+
+// wrote says that an object was written for a node, by this cache directory.
+func (t *tree) wrote(n *node, info s3.Info) bool {
+	return strings.HasPrefix(info.Meta[metaWriteID], t.opt.WriterID+"-"+itoa(uint64(n.attr.Ino))+"-")
+}
+
+// lose notes that a node's object at key is not there any more.
+func (t *tree) lose(n *node, key s3.Key) {
+	n.dropObj(key)
+	t.release(key, n)
+	if n.changed != 0 {
+		t.schedule(n, t.dueAt(n))
+	}
 }
 
 // Conflict ends a Put or Copy whose precondition failed because somebody else wrote Key: foreign is what is there now
@@ -311,30 +338,25 @@ func (t *Tree) Conflict(k *Task, foreign *s3.Info) (kept string, err error) {
 	t.mu.Lock()
 	defer t.unlock()
 	n := k.n
-	if foreign == nil {
-		t.finishTask(k)
-		if m := t.owner[k.Key]; m != nil {
-			m.dropObj(k.Key)
-			t.release(k.Key, m)
-		}
-		t.schedule(n, t.dueAt(n))
-		t.unblock()
-		return "", t.append(n)
-	}
-	if n.isDir() || t.opt.Overwrite {
-		t.adopt(k, *foreign)
+	if foreign != nil && (n.isDir() || t.opt.Overwrite) {
+		changed := t.adopt(k, *foreign)
 		if o := n.objAt(k.Key); n.isDir() && o != nil && !n.local {
 			o.metaGen = n.metaGen
 		}
-		return "", t.append(n)
+		return "", t.append(changed...)
 	}
 	t.finishTask(k)
+	defer t.unblock()
+	changed := []*node{n}
 	if m := t.owner[k.Key]; m != nil {
-		m.dropObj(k.Key)
-		t.release(k.Key, m)
+		t.lose(m, k.Key)
 		if m != n {
-			t.schedule(m, t.dueAt(m))
+			changed = append(changed, m)
 		}
+	}
+	if foreign == nil {
+		t.schedule(n, t.dueAt(n))
+		return "", t.append(changed...)
 	}
 	now := t.opt.Now()
 	for _, l := range n.links {
@@ -343,13 +365,12 @@ func (t *Tree) Conflict(k *Task, foreign *s3.Info) (kept string, err error) {
 		}
 		kept = fmt.Sprintf("%s.conflict-%.8s-%s", trimName(l.name), t.opt.WriterID, now.UTC().Format("20060102T150405.000000000"))
 		t.detach(l.dir, l.name, now)
-		t.bind(l.dir, kept, n, now)
+		changed = append(changed, t.bind(l.dir, kept, n, now)...)
 		break
 	}
 	t.tell(k.Key, foreign)
 	t.touch(n, now)
-	t.unblock()
-	return kept, t.append(n)
+	return kept, t.append(unique(changed)...)
 }
 
 // trimName leaves room for the suffix of a conflict copy in the 255 bytes of a name.
