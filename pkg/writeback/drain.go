@@ -46,6 +46,7 @@ func (e *Executor) Flush(ctx context.Context, ino inode.Ino, progress func(Progr
 		n, last := e.tree.Pending(ino, seq)
 		e.mu.Lock()
 		conflict := ino != 0 && e.conflicts[ino] != conflicts
+		n += e.judged[ino]
 		if last == nil {
 			last = e.lastErr
 		}

@@ -226,18 +226,13 @@ func (e *Executor) refuse(k *namespace.Task, err error) error {
 		e.tree.Adopt(k, *taken.found)
 		return nil
 	case errors.As(err, &taken):
-		kept, cerr := e.tree.Conflict(k, taken.found)
+		kept, cerr := e.conflict(k, taken.found)
 		e.log.Warn("object was changed by others", "ino", k.Ino, "key", string(k.Key), "kept", kept, "err", err)
 		if cerr != nil {
 			return cerr
 		}
-		if kept != "" {
-			e.mu.Lock()
-			e.conflicts[k.Ino]++
-			e.mu.Unlock()
-			if e.opt.Conflict != nil {
-				e.opt.Conflict(k.Ino, kept)
-			}
+		if kept != "" && e.opt.Conflict != nil {
+			e.opt.Conflict(k.Ino, kept)
 		}
 		return nil
 	}
@@ -246,6 +241,24 @@ func (e *Executor) refuse(k *namespace.Task, err error) error {
 	e.tree.Fail(k, err, e.opt.Now().Add(wait))
 	e.log.Warn("write-back failed", "ino", k.Ino, "key", string(k.Key), "attempt", k.Attempts+1, "retry", wait, "err", err)
 	return err
+}
+
+// conflict ends a task in the tree and counts it. From then on the file may be in the bucket under its other name before
+// it is counted, so a Flush of it waits for the count.
+func (e *Executor) conflict(k *namespace.Task, found *s3.Info) (kept string, err error) {
+	e.mu.Lock()
+	e.judged[k.Ino]++
+	e.mu.Unlock()
+	kept, err = e.tree.Conflict(k, found)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if kept != "" {
+		e.conflicts[k.Ino]++
+	}
+	if e.judged[k.Ino]--; e.judged[k.Ino] == 0 {
+		delete(e.judged, k.Ino)
+	}
+	return kept, err
 }
 
 // backoff is the pause after so many failures: random, so that the tasks of many nodes do not come back together.

@@ -3,7 +3,6 @@ package writeback_test
 import (
 	"fmt"
 	"math/rand/v2"
-	"sync"
 	"testing"
 	"time"
 
@@ -33,12 +32,7 @@ func TestStorm(t *testing.T) {
 	r.names.Settle = time.Millisecond
 	r.kill()
 	random := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
-	var mu sync.Mutex
-	chance := func(n int) bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return random.IntN(n) == 0
-	}
+	chance := func(n int) bool { return rand.IntN(n) == 0 }
 	r.faulty(func(op s3fault.Op) s3fault.Action {
 		switch {
 		case !chance(6):

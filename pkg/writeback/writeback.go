@@ -65,6 +65,7 @@ type Executor struct {
 	failures  int               // guarded by mu: tasks in a row that found the server unavailable
 	lastErr   error             // guarded by mu: of the last task that failed, nil after a success
 	conflicts map[inode.Ino]int // guarded by mu: how many there were
+	judged    map[inode.Ino]int // guarded by mu: tasks whose conflict is being told to the tree
 	urged     uint64            // guarded by mu: Tree.Seq at the last Urge of Throttle
 }
 
@@ -87,7 +88,7 @@ func New(tree *namespace.Tree, store *cache.Store, fetcher *fetch.Fetcher, bucke
 	e := &Executor{
 		tree: tree, store: store, fetcher: fetcher, bucket: bucket, opt: opt, log: opt.Log,
 		short: newSlots(opt.Meta), uploads: newSlots(opt.Uploads), parts: newSlots(opt.Parts), trees: newSlots(2),
-		conflicts: map[inode.Ino]int{},
+		conflicts: map[inode.Ino]int{}, judged: map[inode.Ino]int{},
 	}
 	e.stopping, e.stop = context.WithCancel(context.Background())
 	e.ctx, e.cancel = context.WithCancel(context.Background())
