@@ -598,7 +598,7 @@ func (t *Tree) Pending(ino inode.Ino, seq uint64) (count int, err error) {
 		}
 	}
 	for n := range nodes {
-		if n.changed > seq || len(n.links) == 0 && n != t.root && n.opens > 0 {
+		if n.changed > seq || len(n.links) == 0 && !n.isDir() && n.opens > 0 {
 			continue
 		}
 		count++

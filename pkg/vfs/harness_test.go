@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/csi-s3/csi-s3/pkg/cache"
-	"github.com/csi-s3/csi-s3/pkg/disk"
 	"github.com/csi-s3/csi-s3/pkg/disk/diskmem"
 	"github.com/csi-s3/csi-s3/pkg/fetch"
 	"github.com/csi-s3/csi-s3/pkg/inode"
@@ -249,6 +248,15 @@ func (v *volume) kill() {
 	v.start()
 }
 
+// elsewhere goes on with an empty disk: what another node sees.
+func (v *volume) elsewhere() {
+	v.t.Helper()
+	v.close()
+	v.disk = diskmem.New()
+	v.powerCut = false
+	v.start()
+}
+
 // flush brings everything to the bucket.
 func (v *volume) flush() {
 	v.t.Helper()
@@ -287,6 +295,13 @@ func (v *volume) putMeta(key, content string, meta map[string]string) s3.ETag {
 		v.t.Fatalf("put %q: %v", key, err)
 	}
 	return info.ETag
+}
+
+func (v *volume) delete(key string) {
+	v.t.Helper()
+	if err := v.bucket.Delete(context.Background(), s3.Key(key)); err != nil {
+		v.t.Fatalf("delete %q: %v", key, err)
+	}
 }
 
 // objects returns the bucket's objects without those that are the volume's own.
@@ -598,5 +613,3 @@ func (v *volume) errno(err error, want syscall.Errno) {
 		v.t.Fatalf("errno %v (%v), want %v", got, err, want)
 	}
 }
-
-var _ disk.FS = (*diskmem.FS)(nil)
