@@ -145,6 +145,13 @@ func (e *Executor) run(k *namespace.Task) {
 func (e *Executor) do(k *namespace.Task) error {
 	var r result
 	var err error
+	if k.Verb == namespace.Delete || k.Verb == namespace.Purge {
+		// What goes may be the source of what was copied or uploaded before: a power cut must not bring back a journal
+		// that still needs it.
+		if err := e.tree.Sync(); err != nil {
+			return err
+		}
+	}
 	switch k.Verb {
 	case namespace.Put:
 		r, err = e.put(e.ctx, k)
