@@ -77,7 +77,7 @@ func (t *Tree) Commit(k *Task, info s3.Info, moved map[s3.Key]s3.Info, write fun
 		n.purges = n.purges[1:]
 		t.noteMoved(n)
 		dir, name := parentPrefix(k.SrcPrefix)
-		if t.opt.Settled != nil {
+		if t.opt.Settled != nil && t.under[k.SrcPrefix] == 0 && t.owner[k.SrcPrefix] == nil {
 			t.opt.Settled(dir, strings.TrimSuffix(name, "/"), true, nil)
 		}
 	}
@@ -98,10 +98,27 @@ func (t *Tree) Commit(k *Task, info s3.Info, moved map[s3.Key]s3.Info, write fun
 		return t.broken
 	}
 	t.schedule(n, t.dueAt(n))
-	if k.Verb != Put || len(changed) > 1 || n.isDir() || t.claimant(k.Key, n) != nil {
+	// Most files that go up keep nobody waiting, and looking at all who wait after each of them would take long.
+	if k.Verb != Put || len(changed) > 1 || len(n.objs) > 1 || n.isDir() || t.claimant(k.Key, n) != nil || t.onTheWay(k.Key) {
 		t.unblock()
 	}
 	return nil
+}
+
+// onTheWay says that a directory moves from, over or to a key: it had to wait until no task used it.
+func (t *tree) onTheWay(key s3.Key) bool {
+	touches := func(prefix s3.Key) bool { return prefix != "" && isUnder(key, prefix) }
+	for d := range t.moved {
+		if touches(d.origin) || touches(d.heading) || len(d.links) > 0 && touches(t.wantPrefix(d)) {
+			return true
+		}
+		for _, p := range d.purges {
+			if touches(p.src) || touches(p.dst) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // stored enters a new object and returns other nodes that changed by it.

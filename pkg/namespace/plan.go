@@ -283,7 +283,11 @@ func (t *tree) askAway(m, n *node) {
 func (t *tree) giveWay(n *node, keep []s3.Key) *Task {
 	orphan := t.orphanKey(n)
 	if o := n.objAt(orphan); (o == nil || o.unsure) && n.baseGen() > 0 {
-		return t.planSave(n)
+		if k := t.planSave(n); k != nil {
+			return k
+		}
+		// The bytes may be in a directory that waits for the rest to go.
+		keep = append(slices.Clone(keep), n.base().key)
 	}
 	k, _ := t.planDelete(n, append(slices.Clone(keep), orphan), blocked)
 	return k
@@ -457,8 +461,9 @@ func (t *tree) anyBusy(prefix s3.Key) bool {
 }
 
 // clearBelow says that no objects of other nodes than n are left below a prefix, and asks those to go that are. With
-// inside unset those do not count that are inside n, with overwrite set another directory's marker at the prefix itself
-// does not: n's replaces it.
+// inside unset those do not count that are inside n; with it set, those that are where they shall be, because names came
+// back to a place that was left. With overwrite set another directory's marker at the prefix itself does not count: n's
+// replaces it.
 func (t *tree) clearBelow(prefix s3.Key, n *node, inside, overwrite bool) bool {
 	if t.under[prefix] == 0 && t.owner[prefix] == nil {
 		return true
@@ -466,6 +471,9 @@ func (t *tree) clearBelow(prefix s3.Key, n *node, inside, overwrite bool) bool {
 	free := true
 	for key, m := range t.owner {
 		if m == n || !isUnder(key, prefix) || !inside && m.inside(n) || overwrite && key == prefix {
+			continue
+		}
+		if inside && slices.Contains(t.wantKeys(m), key) {
 			continue
 		}
 		t.askAway(m, n)

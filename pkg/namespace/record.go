@@ -2,6 +2,7 @@ package namespace
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
@@ -18,8 +19,8 @@ const (
 	kindOutcome = journal.OwnerNamespace | 4 // a kernel request was carried out
 )
 
-// errRecord: a record that passed the journal's checksum is not one that this package wrote.
-var errRecord = fmt.Errorf("namespace record: %w", journal.ErrCorrupt)
+// errRecord: a record that passed the journal's checksum cannot be parsed: written by a newer version.
+var errRecord = errors.New("journal record has an unknown form")
 
 const nodeVersion = 2
 
