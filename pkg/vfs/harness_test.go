@@ -203,9 +203,6 @@ func (v *volume) recover() (err error) {
 	for _, id := range found.Lost {
 		v.lost = append(v.lost, v.tree.Lost(inode.Ino(id)))
 	}
-	if err := v.store.Forget(found.Lost); err != nil {
-		return err
-	}
 	return v.checkpoint()
 }
 
@@ -322,27 +319,18 @@ func (v *volume) objects() map[string]string {
 
 func (v *volume) keys() []string {
 	v.t.Helper()
-	keys, err := v.tryKeys()
-	if err != nil {
-		v.t.Fatalf("list: %v", err)
-	}
-	return keys
-}
-
-// tryKeys is for goroutines that are not the test's own.
-func (v *volume) tryKeys() ([]string, error) {
 	var keys []string
 	in := s3.ListInput{}
 	for {
 		page, err := v.bucket.List(context.Background(), in)
 		if err != nil {
-			return nil, err
+			v.t.Fatalf("list: %v", err)
 		}
 		for _, o := range page.Objects {
 			keys = append(keys, string(o.Key))
 		}
 		if in.Token = page.Token; in.Token == "" {
-			return keys, nil
+			return keys
 		}
 	}
 }

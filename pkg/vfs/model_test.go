@@ -269,10 +269,7 @@ func (p *pair) script(f func(s3fault.Op) s3fault.Action) {
 
 // coexist finds an object whose key is also a directory of other keys: some servers hide the one or refuse the other.
 func (p *pair) coexist() string {
-	keys, err := p.tryKeys()
-	if err != nil {
-		return err.Error()
-	}
+	keys := p.keys()
 	for _, key := range keys {
 		if strings.HasSuffix(key, "/") {
 			continue
