@@ -47,6 +47,9 @@ func loadIdentity(fsys disk.FS, volume, boot string) (id identity, err error) {
 	if err := json.Unmarshal(text, &id); err != nil {
 		return id, fmt.Errorf("%w: %s is damaged: %w", ErrCacheDir, identityFile, err)
 	}
+	if id.Format < 1 || id.Volume == "" || id.Writer == "" {
+		return id, fmt.Errorf("%w: %s is damaged: %q", ErrCacheDir, identityFile, text)
+	}
 	if id.Format != identityFormat {
 		return id, fmt.Errorf("%w was written by a newer version (format %d); use that version", ErrCacheDir, id.Format)
 	}

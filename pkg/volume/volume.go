@@ -161,16 +161,19 @@ func (v *Volume) Status() Status {
 // status answers the ioctl of the mount.
 func (v *Volume) status() []byte {
 	s := v.Status()
-	// The ioctl's answer has room for a few kilobytes; an error text is the only part without a limit of its own.
-	const maxText = 2048
-	if len(s.LastError) > maxText {
-		s.LastError = s.LastError[:maxText]
+	// The ioctl's answer has room for 16 KiB less two bytes; an error text is the only part without a limit of its own,
+	// and JSON may need six bytes for one of it.
+	const room, maxText = 16<<10 - 2, 2048
+	for limit := maxText; ; limit /= 2 {
+		s.LastError = s.LastError[:min(limit, len(s.LastError))]
+		text, err := json.Marshal(s)
+		if err != nil {
+			v.log.Error("cannot write the status", "err", err)
+		}
+		if len(text) <= room || limit == 0 {
+			return text
+		}
 	}
-	text, err := json.Marshal(s)
-	if err != nil {
-		v.log.Error("cannot write the status", "err", err)
-	}
-	return text
 }
 
 // Usage is what the volume holds and may hold, in bytes and inodes, for NodeGetVolumeStats. Free is -1 when the volume
