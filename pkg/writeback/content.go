@@ -21,13 +21,13 @@ func (s *sourceError) Unwrap() error { return s.error }
 
 // content is a frozen file as the body of an upload.
 type content struct {
-	fetcher *fetch.Fetcher
-	file    *cache.File
-	snap    *cache.Snapshot
-	locate  fetch.Locate
+	exec   *Executor
+	file   *cache.File
+	snap   *cache.Snapshot
+	locate fetch.Locate
 }
 
-func newContent(fetcher *fetch.Fetcher, f *cache.File, snap *cache.Snapshot, src namespace.Source) *content {
+func newContent(e *Executor, f *cache.File, snap *cache.Snapshot, src namespace.Source) *content {
 	// While its task runs nobody else touches the source, so the answer cannot change.
 	locate := func() (fetch.Source, error) {
 		if src.Key == "" {
@@ -35,12 +35,12 @@ func newContent(fetcher *fetch.Fetcher, f *cache.File, snap *cache.Snapshot, src
 		}
 		return fetch.Source{Key: src.Key, ETag: src.ETag, Size: src.Size}, nil
 	}
-	return &content{fetcher, f, snap, locate}
+	return &content{e, f, snap, locate}
 }
 
 // prepare brings what the snapshot misses of [off, end) into the cache, if there is room for it.
 func (c *content) prepare(ctx context.Context, off, end int64) error {
-	err := c.fetcher.EnsureSnapshot(ctx, c.file, c.snap, c.locate, off, end)
+	err := c.exec.fetcher.EnsureSnapshot(ctx, c.file, c.snap, c.locate, off, end)
 	if errors.Is(err, cache.ErrNoSpace) {
 		return nil // section reads past the cache: an upload is what makes room in it
 	}
@@ -74,6 +74,7 @@ type patched struct {
 
 // ReadAt implements io.ReaderAt.
 func (r *patched) ReadAt(p []byte, off int64) (int, error) {
+	r.exec.sending()
 	n, err := r.snap.ReadAt(p, off)
 	if !errors.Is(err, cache.ErrMissing) {
 		return n, err
@@ -119,7 +120,7 @@ func (r *patched) past(p []byte, missing extent.Range) (int, error) {
 			}
 		}
 		r.has = extent.Range{}
-		if err := r.fetcher.Direct(r.ctx, r.file, r.locate, r.buf[:has.Len()], has.Off); err != nil {
+		if err := r.exec.fetcher.Direct(r.ctx, r.file, r.locate, r.buf[:has.Len()], has.Off); err != nil {
 			return 0, err
 		}
 		r.has = has

@@ -35,6 +35,7 @@ type rig struct {
 	cache  cache.Options
 	names  namespace.Options
 	bucket *s3mem.Bucket
+	server func(s3.Bucket) s3.Bucket // what the faults are put upon; nil: bucket itself
 	faults *s3fault.Bucket
 	script atomic.Pointer[func(s3fault.Op) s3fault.Action]
 	disk   *diskmem.FS
@@ -62,7 +63,11 @@ func (r *rig) start() {
 	r.t.Helper()
 	over := &atomic.Bool{}
 	r.over = over
-	r.faults = s3fault.New(r.bucket)
+	var server s3.Bucket = r.bucket
+	if r.server != nil {
+		server = r.server(server)
+	}
+	r.faults = s3fault.New(server)
 	r.faults.Fault = func(op s3fault.Op) s3fault.Action {
 		if over.Load() {
 			return s3fault.FailBefore(nil)

@@ -129,6 +129,11 @@ func (e *Executor) run(k *namespace.Task) {
 	if err != nil {
 		err = e.refuse(k, err)
 	}
+	if err == nil {
+		e.stepped()
+	} else {
+		e.failing.Store(true)
+	}
 	e.mu.Lock()
 	e.running--
 	e.lastErr = err

@@ -13,8 +13,8 @@ const maxDelay = 2 * time.Second
 
 // Throttle holds a writer up according to how full the cache is; call it before each write, without locks. Below the
 // high watermark, and wherever evicting clean bytes gets there, it returns at once. Above, it waits for uploads, the
-// longer the fuller the cache is. At the hard limit it goes on waiting as long as uploads are being finished, and
-// returns cache.ErrNoSpace when none was for Options.Patience. It returns ctx's error when ctx ends.
+// longer the fuller the cache is. At the hard limit it goes on waiting as long as uploads go on, and returns
+// cache.ErrNoSpace when none did for Options.Patience. It returns ctx's error when ctx ends.
 func (e *Executor) Throttle(ctx context.Context) error {
 	var waited, idle time.Duration
 	for {
@@ -43,13 +43,13 @@ func (e *Executor) Throttle(ctx context.Context) error {
 		if full && idle >= e.opt.Patience {
 			return fmt.Errorf("%d bytes wait for upload, the cache has room for %d: %w", u.Dirty, u.Capacity, cache.ErrNoSpace)
 		}
-		done := e.finished()
+		before := e.steps.Load()
 		step := min(50*time.Millisecond, e.opt.Patience)
 		if err := sleep(ctx, step); err != nil {
 			return err
 		}
 		waited += step
-		if idle += step; e.finished() != done {
+		if idle += step; e.steps.Load() != before {
 			idle = 0
 		}
 	}
@@ -67,8 +67,15 @@ func (e *Executor) urge() {
 	}
 }
 
-func (e *Executor) finished() uint64 {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.done
+// stepped notes that a request succeeded.
+func (e *Executor) stepped() {
+	e.failing.Store(false)
+	e.steps.Add(1)
+}
+
+// sending notes that a piece of a body was asked for. After a failure that may be for nothing: only a success tells.
+func (e *Executor) sending() {
+	if !e.failing.Load() {
+		e.steps.Add(1)
+	}
 }

@@ -13,8 +13,12 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/s3"
 )
 
-// abortWait bounds how long the abort of an upload may take; what it leaves is the server's to clean up.
-const abortWait = 30 * time.Second
+// abortWait bounds how long the abort of an upload may take, lastAbortWait that of one that was broken off by Stop. What
+// they leave is the server's to clean up.
+const (
+	abortWait     = 30 * time.Second
+	lastAbortWait = 2 * time.Second
+)
 
 // put stores a task's object.
 func (e *Executor) put(ctx context.Context, k *namespace.Task) (result, error) {
@@ -39,7 +43,7 @@ func (e *Executor) put(ctx context.Context, k *namespace.Task) (result, error) {
 	// What others can see must not be newer than what this node still has after a loss of power: else it would take
 	// its older state for the newer one and put it back.
 	if err = f.Sync(); err == nil {
-		info, err = e.putContent(ctx, k, newContent(e.fetcher, f, snap, k.Source))
+		info, err = e.putContent(ctx, k, newContent(e, f, snap, k.Source))
 	}
 	if err != nil {
 		snap.Release()
@@ -150,8 +154,10 @@ func (e *Executor) sendPart(ctx context.Context, k *namespace.Task, c *content, 
 		s, err = e.bucket.UploadPart(ctx, k.Key, id, p.number, s3.Body{R: c.section(ctx, p.off, p.end), Size: p.end - p.off})
 	}
 	if err != nil {
+		e.failing.Store(true)
 		return s3.Part{}, err
 	}
+	e.stepped()
 	s.Number, s.Size = p.number, p.end-p.off
 	return s, nil
 }
@@ -172,8 +178,10 @@ func (e *Executor) complete(ctx context.Context, k *namespace.Task, id s3.Upload
 
 // abort drops an upload of ours, also when the task itself was broken off.
 func (e *Executor) abort(ctx context.Context, key s3.Key, id s3.UploadID) {
+	stopped := ctx
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortWait)
 	defer cancel()
+	defer context.AfterFunc(stopped, func() { time.AfterFunc(lastAbortWait, cancel) })()
 	if err := e.bucket.AbortUpload(ctx, key, id); err != nil {
 		e.log.Warn("upload was not aborted and stays on the server", "key", string(key), "upload", string(id), "err", err)
 	}

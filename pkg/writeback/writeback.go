@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/csi-s3/csi-s3/pkg/cache"
@@ -30,7 +31,7 @@ type Options struct {
 	Part      int64   // size of the first parts in bytes, 0 means 8 MiB; later ones are 8, 64 and 128 times as large
 	MaxCopy   int64   // the largest object, in bytes, that one copy request may copy, 0 means 5 GiB
 	HighWater float64 // part of the cache's capacity above which writers are slowed down, 0 means 0.8
-	// Patience is how long a writer waits at the cache's hard limit without any upload being finished, 0 means 10 s.
+	// Patience is how long a writer waits at the cache's hard limit without any upload going on, 0 means 10 s.
 	Patience time.Duration
 
 	// Conflict hears of a file whose name somebody else's object took: ours is now called kept. It is called without
@@ -58,6 +59,9 @@ type Executor struct {
 	wg       sync.WaitGroup // the loop and the running tasks
 
 	ended pulse // beats when a task has ended, and when the tree has looked what is left
+
+	steps   atomic.Uint64 // of uploads and other tasks: signs that the server takes what it is sent
+	failing atomic.Bool   // the last request failed
 
 	mu        sync.Mutex
 	running   int               // guarded by mu: tasks
@@ -114,7 +118,7 @@ func (e *Executor) Stop(ctx context.Context) error {
 	e.stop()
 	defer e.cancel()
 	idle := make(chan struct{})
-	// Ends with the last task, which does not take longer than a request that was broken off.
+	// Ends with the last task, soon after its request was broken off.
 	go func() {
 		e.wg.Wait()
 		close(idle)
