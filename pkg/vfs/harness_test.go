@@ -96,6 +96,12 @@ func (n *notes) InvalidateEntry(dir inode.Ino, name string) {
 	n.entries = append(n.entries, fmt.Sprintf("%d/%s", dir, name))
 }
 
+func (n *notes) all() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.entries)
+}
+
 // newVolume opens a volume on an empty bucket and an empty disk, and closes it when the test ends.
 func newVolume(t *testing.T, cfg config) *volume {
 	t.Helper()

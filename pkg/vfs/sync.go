@@ -36,6 +36,8 @@ func (fs *FS) FsyncDir(ctx context.Context, _ Request, _ inode.Ino) error {
 	if !fs.policy.FsyncBucket {
 		return nil
 	}
+	ctx, cancel := fs.patience(ctx)
+	defer cancel()
 	// A name is in the bucket when the object of what it names is, so more than the directory's own inode must go.
 	return fs.executor.Flush(ctx, 0, nil)
 }
