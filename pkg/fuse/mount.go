@@ -33,7 +33,7 @@ const (
 	readahead = maxIO >> 10
 	// lazyWait is how long a detached mount may go on while programs still use it.
 	lazyWait = time.Second
-	// answerWait is how long requests that were cancelled may keep a notification, and with it the end of the mount.
+	// answerWait is how long requests that were cancelled may hold up Unmount.
 	answerWait = 5 * time.Second
 )
 
@@ -226,7 +226,8 @@ func (s *Server) Wait() {
 // Unmount ends the mount. Without lazy it fails with unix.EBUSY while programs use the mount, which then goes on. With
 // lazy it detaches the mount point at once; programs that still use the mount after a second find it broken (ENOTCONN).
 // On return without an error no more requests come, and the mount point is free. A mount that is gone is success, and so
-// is one that was aborted, whose mount point is detached in any case. Another mount on the directory is left alone.
+// is one that was aborted, whose mount point is detached in any case. Another mount on the directory is left alone. os.ErrDeadlineExceeded means that a request
+// which was cancelled keeps the kernel waiting: the mount point is detached, and the mount ends when that request does.
 func (s *Server) Unmount(lazy bool) error {
 	flags := unix.UMOUNT_NOFOLLOW
 	select {
@@ -252,9 +253,14 @@ func (s *Server) Unmount(lazy bool) error {
 		return nil
 	case <-time.After(lazyWait):
 	}
-	s.hangUp()
-	<-s.done
-	return nil
+	// Ends with the notifications, which end with the requests that they wait for.
+	go s.hangUp()
+	select {
+	case <-s.done:
+		return nil
+	case <-time.After(answerWait):
+		return fmt.Errorf("requests of the mount on %s do not end: %w", s.opt.Dir, os.ErrDeadlineExceeded)
+	}
 }
 
 // hangUp makes the server end a mount that is still in use.
@@ -262,19 +268,8 @@ func (s *Server) hangUp() {
 	s.cancel()
 	// A notification may wait in the kernel for the answer to a request. Until none does, requests are read and
 	// answered, with errors now; later ones see that the mount ended.
-	none := make(chan struct{})
-	// Ends with the notifications, which end with the requests.
-	go func() {
-		s.notifying.Lock()
-		defer s.notifying.Unlock()
-		close(none)
-	}()
-	select {
-	case <-none:
-	case <-s.done:
-	case <-time.After(answerWait):
-		s.log.Warn("requests do not end with their mount", "dir", s.opt.Dir)
-	}
+	s.notifying.Lock()
+	defer s.notifying.Unlock()
 	// The reader stops. Of a device that is closed it knows already.
 	if err := s.dev.SetReadDeadline(time.Unix(1, 0)); err != nil {
 		s.log.Debug("the device is closed already", "dir", s.opt.Dir, "err", err)

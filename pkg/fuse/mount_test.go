@@ -1,12 +1,14 @@
 package fuse
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -219,6 +221,45 @@ func TestUnmountWhileNotifying(t *testing.T) {
 		m.Wait()
 		<-notified
 	})
+	c.end()
+}
+
+// A core that does not hear of the end must not hold Unmount for ever; when it answers, all ends.
+func TestUnmountDeaf(t *testing.T) {
+	core := newMemory()
+	core.ttl = time.Hour
+	f := core.add(inode.Root, "f", unix.S_IFREG|0o644, 1<<20)
+	m := serveCore(t, core)
+	answer := make(chan struct{})
+	var reads atomic.Int64
+	core.setHook(func(_ context.Context, op string, _ inode.Ino) error {
+		if op == "read" {
+			reads.Add(1)
+			<-answer
+			return context.Canceled
+		}
+		return nil
+	})
+	c := start(t, "read cached?", m.dir)
+	c.line()
+	eventually(t, "the read", func() bool { return reads.Load() > 0 })
+	notified := make(chan struct{})
+	go func() {
+		defer close(notified)
+		m.InvalidateInode(f, 0, 0)
+	}()
+	time.Sleep(100 * time.Millisecond) // it gets into the kernel
+	m.within(t, "unmount", func() {
+		if err := m.Unmount(true); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("unmount: %v", err)
+		}
+	})
+	if left := mountsOf(m.dir); len(left) != 0 {
+		t.Errorf("mounts: %q", left)
+	}
+	close(answer)
+	m.gone(t)
+	m.within(t, "the notification", func() { <-notified })
 	c.end()
 }
 

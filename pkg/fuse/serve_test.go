@@ -74,7 +74,7 @@ func TestKill(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("the child cannot be killed")
 	}
-	if took := time.Since(begin); took > time.Second {
+	if took := time.Since(begin); took > 3*time.Second { // milliseconds on an idle machine
 		t.Errorf("the child lived on for %v", took)
 	}
 	eventually(t, "the read ends", func() bool { return b.waiting.Load() == 0 && b.ended.Load() > 0 })
