@@ -294,8 +294,15 @@ func (r *rig) noUploads() {
 // settled says that nothing waits any more.
 func (r *rig) settled() {
 	r.t.Helper()
-	if s := r.exec.Status(); s.Queue != 0 || s.DirtyBytes != 0 || s.DirtyFiles != 0 {
-		r.t.Fatalf("left: %+v", s)
+	// The bytes of removed files go a moment after the last of their objects.
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		s := r.exec.Status()
+		if s.Queue == 0 && s.DirtyBytes == 0 && s.DirtyFiles == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			r.t.Fatalf("left: %+v", s)
+		}
 	}
 }
 
