@@ -605,6 +605,21 @@ func (v *volume) wantNames(p string, want ...string) {
 	}
 }
 
+// wantClean says that the cache holds nothing that the bucket does not have. The bytes of removed files go a moment after
+// the last of their objects.
+func (v *volume) wantClean() {
+	v.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		u := v.store.Usage()
+		if u.DirtyFiles == 0 && u.Dirty == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			v.t.Fatalf("after a flush %d files with %d bytes are dirty", u.DirtyFiles, u.Dirty)
+		}
+	}
+}
+
 func (v *volume) ok(err error) {
 	v.t.Helper()
 	if err != nil {
