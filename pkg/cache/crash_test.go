@@ -9,6 +9,7 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/cache"
 	"github.com/csi-s3/csi-s3/pkg/disk/diskfault"
 	"github.com/csi-s3/csi-s3/pkg/disk/diskmem"
+	"github.com/csi-s3/csi-s3/pkg/journal"
 )
 
 // crasher ends the process or the power at disk calls.
@@ -258,6 +259,16 @@ func TestQuarantine(t *testing.T) {
 		}
 	}
 	mem = mem.CrashClone(rand.New(rand.NewPCG(1, 1)))
+	// A crash of the recovery before Forget changes nothing: they are lost once more.
+	early := cache.New(mem, cache.Options{})
+	j, err := journal.Open(mem, "journal", journal.Options{}, func(frame []journal.Record) error { return early.Replay(frame[0]) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rec, err := early.Recover(j, true); err != nil || len(rec.Lost) != 2 {
+		t.Fatalf("%+v, %v", rec, err)
+	}
+	mem = mem.Clone()
 	b = mustOpen(t, mem, true)
 	if len(b.rec.Dirty) != 0 || len(b.rec.Lost) != 2 || b.rec.Lost[0] != 7 || b.rec.Lost[1] != 0xab12 {
 		t.Fatalf("%+v", b.rec)

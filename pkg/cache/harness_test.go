@@ -49,6 +49,9 @@ func openBox(fs disk.FS, opt cache.Options, powerCut bool) (*box, error) {
 	if err == nil {
 		b.rec, err = b.Recover(b.j, powerCut)
 	}
+	if err == nil {
+		err = b.Forget(b.rec.Lost)
+	}
 	return b, err
 }
 

@@ -16,7 +16,8 @@ import (
 type Recovery struct {
 	Dirty []Dirty // files whose changes survived; each must be uploaded
 	// Lost are files whose changes are unusable: no barrier covered them before a power cut, or their bytes are not on
-	// the disk any more. What there is of them was moved to the directory "quarantine" and is never uploaded.
+	// the disk any more. What there is of them was moved to the directory "quarantine" and is never uploaded. The next
+	// Recover finds them again until Store.Forget was called.
 	Lost []ID
 }
 
@@ -139,7 +140,23 @@ func (s *Store) empty(dir string, keep func(name string, e fs.DirEntry) (bool, e
 	return nil
 }
 
-// quarantine moves a data file away and ends its file in the journal.
+// Forget ends the lost files of Recover in the journal, durably. It is called when the journal has what their loss means
+// to others: before that, a crash must not make them forgotten here and not there.
+func (s *Store) Forget(lost []ID) error {
+	if len(lost) == 0 {
+		return nil
+	}
+	recs := make([]journal.Record, 0, len(lost))
+	for _, id := range lost {
+		recs = append(recs, forgetRecord(id))
+	}
+	if err := s.j.Append(recs...); err != nil {
+		return err
+	}
+	return s.j.Sync()
+}
+
+// quarantine moves a data file away. Its file stays in the journal until Forget.
 func (s *Store) quarantine(id ID) error {
 	if err := s.fs.MkdirAll(quarantineDir); err != nil {
 		return fmt.Errorf("cache: %w", err)
@@ -148,13 +165,13 @@ func (s *Store) quarantine(id ID) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("cache: %w", err)
 	}
-	// The next start removes data files that no record names: the new name must be durable before the record is gone.
+	// The next start removes data files that no record names: the new name must be durable before the record goes.
 	for _, dir := range []string{".", quarantineDir, id.shard()} {
 		if err := s.fs.SyncDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("cache: %w", err)
 		}
 	}
-	return s.j.Append(forgetRecord(id))
+	return nil
 }
 
 // restore makes the file of an image and frees what else its data file holds. What it is now becomes a barrier: after a

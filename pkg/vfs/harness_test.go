@@ -209,6 +209,9 @@ func (v *volume) recover() (err error) {
 	for _, id := range found.Lost {
 		v.lost = append(v.lost, v.tree.Lost(inode.Ino(id)))
 	}
+	if err := v.store.Forget(found.Lost); err != nil {
+		return err
+	}
 	return v.checkpoint()
 }
 

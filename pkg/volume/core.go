@@ -163,6 +163,9 @@ func (c *core) recover(id identity, boot string) (err error) {
 		c.log.Warn("changes that no fsync had covered did not survive the loss of power; what is left of them is in the cache's directory quarantine",
 			"volume", c.id, "key", name, "file", fmt.Sprintf("%x", uint64(lost)))
 	}
+	if err := c.store.Forget(found.Lost); err != nil {
+		return err
+	}
 	if n := len(found.Dirty); n > 0 {
 		c.log.Info("files with changes that are not in the bucket were recovered", "volume", c.id, "files", n, "powerCut", powerCut)
 	}

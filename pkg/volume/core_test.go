@@ -248,7 +248,7 @@ func newTale(t *testing.T, objects map[string]int) *tale {
 	return x
 }
 
-// faulty are the disk and the bucket as the core sees them. What begins while a watcher looks waits for it.
+// open opens the volume. What begins on its disk or in its bucket while a watcher looks waits for it.
 func (x *tale) open(boot string) {
 	x.t.Helper()
 	d := diskfault.New(x.disk, func(op diskfault.Op) error {
@@ -427,6 +427,22 @@ func (x *tale) rename(from, to string) {
 	}, nil)
 }
 
+func (x *tale) renameDir(from, to string) {
+	x.t.Helper()
+	x.step("rename directory "+from+" to "+to, func(m *moment) {
+		m.rename(func(names map[string]int) {
+			for name, i := range maps.Clone(names) {
+				if rest, below := strings.CutPrefix(name, from+"/"); below {
+					delete(names, name)
+					names[to+"/"+rest] = i
+				}
+			}
+		})
+	}, func() error {
+		return x.core.fs.Rename(context.Background(), who, inode.Root, from, inode.Root, to, 0)
+	}, nil)
+}
+
 func (x *tale) unlink(name string) {
 	x.t.Helper()
 	dir := x.ino(path.Dir(name))
@@ -492,6 +508,9 @@ func (x *tale) run() {
 	x.write("never", 0, 3000)
 	x.checkpoint()
 	x.rename("old", "d/old")
+	x.write("big", 100, 100)
+	x.fsync("big")
+	x.rename("big", "d/big") // its upload needs the object under the old name
 	x.truncate("new", 9000)
 	x.truncate("base", 0)
 	x.unlink("d/b")
@@ -503,7 +522,7 @@ func (x *tale) run() {
 	x.close()
 }
 
-var objects = map[string]int{"base": 10000, "gone": 100, "old": 50}
+var objects = map[string]int{"base": 10000, "big": 6000, "gone": 100, "old": 50}
 
 // recovered opens a disk that a crash left, uploads all and returns what the bucket has then.
 func recovered(t *testing.T, d disk.FS, boot string, b *s3mem.Bucket) map[string]string {
@@ -582,7 +601,7 @@ func (c *crash) String() string {
 }
 
 // crashes runs a life and crashes it at each call of the disk.
-func crashes(t *testing.T) []*crash {
+func crashes(t *testing.T, seed uint64, run func(x *tale)) []*crash {
 	t.Helper()
 	x := newTale(t, objects)
 	var all []*crash
@@ -590,43 +609,195 @@ func crashes(t *testing.T) []*crash {
 	x.watch = func(op diskfault.Op) {
 		n++
 		m := x.now()
-		all = append(all, &crash{n, op, false, x.disk.Clone(), &m}, &crash{n, op, true, x.disk.CrashClone(rand.New(rand.NewPCG(uint64(n), 1))), &m})
+		all = append(all, &crash{n, op, false, x.disk.Clone(), &m}, &crash{n, op, true, x.disk.CrashClone(rand.New(rand.NewPCG(uint64(n), seed))), &m})
 	}
 	x.open("first")
-	x.run()
-	end := x.now()
-	all = append(all, &crash{n + 1, diskfault.Op{}, false, x.disk.Clone(), &end}, &crash{n + 1, diskfault.Op{}, true, x.disk.CrashClone(rand.New(rand.NewPCG(0, 1))), &end})
+	run(x)
+	x.watch(diskfault.Op{Name: "the end"})
 	return all
+}
+
+// check opens what a crash left and compares. It returns what the bucket has in the end, and whether something was
+// given up.
+func (c *crash) check(t *testing.T) (found map[string]string, lost bool) {
+	t.Helper()
+	found = recovered(t, c.disk, c.boot(), c.moment.bucket.thaw(t))
+	if !c.moment.allows(found, c.powerCut) {
+		t.Fatalf("%s: the bucket got%s\nmay be %s", c, describe(found), c.moment)
+	}
+	kept, err := c.disk.ReadDir(quarantineDir)
+	lost = err == nil && len(kept) > 0
+	if lost && !c.powerCut {
+		t.Fatalf("%s: %d files in quarantine", c, len(kept))
+	}
+	return found, lost
 }
 
 // TestCrashAnywhere crashes a volume at each call of its disk. After a kill the bucket gets everything that was
 // acknowledged; after a power cut all that an fsync covered; and never a file with bytes that nobody wrote there.
 func TestCrashAnywhere(t *testing.T) {
 	t.Parallel()
-	var lost, mixed int
-	all := crashes(t)
+	var files, changes int
+	all := crashes(t, 1, (*tale).run)
 	for _, c := range all {
-		b := c.moment.bucket.thaw(t)
-		found := recovered(t, c.disk, c.boot(), b)
-		if !c.moment.allows(found, c.powerCut) {
-			t.Errorf("%s: the bucket got%s\nmay be %s", c, describe(found), c.moment)
-		}
-		kept, err := c.disk.ReadDir(quarantineDir)
-		if err == nil && len(kept) > 0 {
-			lost++
-			if !c.powerCut {
-				t.Errorf("%s: %d files in quarantine", c, len(kept))
-			}
+		found, lost := c.check(t)
+		if lost {
+			files++
 		}
 		if c.powerCut && !c.moment.allows(found, false) {
-			mixed++
-		}
-		if t.Failed() {
-			return
+			changes++
 		}
 	}
-	if lost == 0 || mixed == 0 {
-		t.Errorf("the test tested nothing: of %d crashes %d cost a file, %d something acknowledged", len(all), lost, mixed)
+	if files == 0 || changes == 0 {
+		t.Errorf("the test tested nothing: of %d crashes %d cost a file, %d something acknowledged", len(all), files, changes)
 	}
-	t.Logf("%d crashes, %d cost a file that no fsync covered, %d something acknowledged", len(all), lost, mixed)
+	t.Logf("%d crashes, %d cost a file that no fsync covered, %d something acknowledged", len(all), files, changes)
+}
+
+// TestCrashRandom does the same in lives of another kind each.
+func TestCrashRandom(t *testing.T) {
+	for seed := range uint64(6) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			for _, c := range crashes(t, seed, func(x *tale) { x.wander(rand.New(rand.NewPCG(seed, 5)), 25) }) {
+				c.check(t)
+			}
+		})
+	}
+}
+
+// wander does n things at random.
+func (x *tale) wander(rnd *rand.Rand, n int) {
+	x.t.Helper()
+	dir := "d"
+	x.mkdir(dir)
+	for range n {
+		now := x.model.names[len(x.model.names)-1]
+		names := slices.Sorted(maps.Keys(now))
+		one := names[rnd.IntN(len(names))]
+		other := []string{"a", "b", "base", "old", dir + "/a", dir + "/b"}[rnd.IntN(6)]
+		_, taken := now[other]
+		size := len(x.model.file(one).now())
+		switch k := rnd.IntN(20); {
+		case k < 3 && !taken:
+			x.create(other)
+			x.write(other, rnd.IntN(5000), 1+rnd.IntN(5000))
+		case k < 8:
+			x.write(one, rnd.IntN(size+100), 1+rnd.IntN(6000))
+		case k < 9:
+			x.truncate(one, rnd.IntN(size+4000))
+		case k < 11:
+			x.fsync(one)
+		case k < 12:
+			x.fsyncDir()
+		case k < 15 && other != one:
+			x.rename(one, other)
+		case k < 16:
+			to := map[string]string{"d": "e", "e": "d"}[dir]
+			x.renameDir(dir, to)
+			dir = to
+		case k < 17 && len(names) > 1:
+			x.unlink(one)
+		case k < 18:
+			x.checkpoint()
+		case k < 19:
+			x.reap()
+		default:
+			x.drain()
+		}
+	}
+	if rnd.IntN(2) == 0 {
+		x.drain()
+	}
+	x.close()
+}
+
+// TestCrashInRecovery crashes the recovery from a crash, too, at each of its calls, and once more the recovery from that.
+func TestCrashInRecovery(t *testing.T) {
+	t.Parallel()
+	all := crashes(t, 3, (*tale).run)
+	rnd := rand.New(rand.NewPCG(3, 3))
+	tried := 0
+	for i, first := range all {
+		if i%23 != 0 && first.op.Name != "the end" {
+			continue
+		}
+		boots := []string{"first", "second", "third"}
+		boot := 0
+		if first.powerCut {
+			boot++
+		}
+		type again struct {
+			disk  *diskmem.FS
+			boot  string
+			cut   bool
+			found string
+		}
+		var left []again
+		watched := diskfault.New(first.disk, func(op diskfault.Op) error {
+			left = append(left, again{first.disk.Clone(), boots[boot], first.powerCut, fmt.Sprint(op)},
+				again{first.disk.CrashClone(rnd), boots[boot+1], true, fmt.Sprint(op)})
+			return nil
+		})
+		c, err := openOn(watched, boots[boot], spec(first.moment.bucket.thaw(t)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, second := range left {
+			found := recovered(t, second.disk, second.boot, first.moment.bucket.thaw(t))
+			if !first.moment.allows(found, second.cut) {
+				t.Fatalf("%s, then before %s in boot %s: the bucket got%s\nmay be %s", first, second.found, second.boot, describe(found), first.moment)
+			}
+			tried++
+		}
+		abandoned(c)
+	}
+	if tried < 100 {
+		t.Errorf("only %d crashes within a recovery", tried)
+	}
+}
+
+// TestFaultInRecovery fails each call of a recovery: that is an error, and the next attempt succeeds.
+func TestFaultInRecovery(t *testing.T) {
+	t.Parallel()
+	all := crashes(t, 4, (*tale).run)
+	failed := 0
+	for i, first := range all {
+		if i%31 != 0 {
+			continue
+		}
+		for n := int64(1); ; n++ {
+			d := first.disk.Clone()
+			var refused diskfault.Op
+			faulty := diskfault.New(d, func(op diskfault.Op) error {
+				if op.N == n {
+					refused = op
+					return fmt.Errorf("%w in %v", errInjected, op)
+				}
+				return nil
+			})
+			c, err := openOn(faulty, first.boot(), spec(first.moment.bucket.thaw(t)))
+			calls := faulty.Calls()
+			if err == nil {
+				abandoned(c)
+				if calls < n {
+					break
+				}
+				// A file whose bytes the disk does not take says so itself, at each fsync; the others go on.
+				if refused.Name != "Sync" || !strings.HasPrefix(refused.Path, "data/") {
+					t.Fatalf("%s: %+v of the recovery failed, and nobody said so", first, refused)
+				}
+			} else if !errors.Is(err, errInjected) {
+				t.Fatalf("%s: call %d of the recovery failed: %v", first, n, err)
+			}
+			failed++
+			found := recovered(t, d, first.boot(), first.moment.bucket.thaw(t))
+			if !first.moment.allows(found, first.powerCut) {
+				t.Fatalf("%s, then %v: the bucket got%s\nmay be %s", first, err, describe(found), first.moment)
+			}
+		}
+	}
+	if failed < 100 {
+		t.Errorf("only %d faults", failed)
+	}
 }

@@ -106,7 +106,7 @@ func (r *real) use() *user {
 	must(r.t, err)
 	must(r.t, c.Start())
 	r.t.Cleanup(func() {
-		in.Close()   //nolint:errcheck // it may have ended
+		in.Close()
 		_ = c.Wait() // it ends as its last write did
 	})
 	return &user{r.t, in, bufio.NewReader(out)}
@@ -128,7 +128,7 @@ func (r *real) wantObject(key, want string) {
 	if err != nil {
 		r.t.Fatalf("%s: %v", key, err)
 	}
-	defer body.Close() //nolint:errcheck // in memory
+	defer body.Close()
 	if got, err := io.ReadAll(body); err != nil || string(got) != want {
 		r.t.Errorf("%s has %q, %v; want %q", key, got, err, want)
 	}

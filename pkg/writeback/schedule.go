@@ -150,12 +150,10 @@ func (e *Executor) run(k *namespace.Task) {
 func (e *Executor) do(k *namespace.Task) error {
 	var r result
 	var err error
-	if k.Verb == namespace.Delete || k.Verb == namespace.Purge {
-		// What goes may be the source of what was copied or uploaded before: a power cut must not bring back a journal
-		// that still needs it.
-		if err := e.tree.Sync(); err != nil {
-			return err
-		}
+	// The bucket must not be ahead of the journal that a power cut leaves: a name would be seen beside the one that it
+	// replaced, and the source of a copy that the journal still needs would be gone.
+	if err := e.tree.Sync(); err != nil {
+		return err
 	}
 	switch k.Verb {
 	case namespace.Put:
