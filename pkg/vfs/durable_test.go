@@ -149,22 +149,26 @@ func TestLostAnswer(t *testing.T) {
 	for _, kill := range []bool{false, true} {
 		v := newVolume(t, config{})
 		v.put("old", "base")
-		v.faulty(func(op s3fault.Op) s3fault.Action {
-			if op.Name == "Put" {
-				return s3fault.FailAfter(nil)
-			}
-			return s3fault.Action{}
-		})
 		ino, h := v.open("old", syscall.O_RDWR)
 		v.writeAt(ino, h, "XY", 1)
 		v.Release(ino, h)
 		v.write("new", "new")
+		v.faulty(func(op s3fault.Op) s3fault.Action {
+			switch {
+			case op.Name == "Put":
+				return s3fault.FailAfter(nil)
+			case op.Name == "Head" && kill: // and nobody can find out
+				return s3fault.FailBefore(nil)
+			}
+			return s3fault.Action{}
+		})
 		v.tree.Urge()
-		for v.faults.Count("Put") < 2 {
+		for len(v.objects()) < 2 || v.object("old") == "base" {
 			time.Sleep(time.Millisecond)
 		}
 		if kill {
 			v.kill()
+			v.faulty(nil)
 		}
 		// What is not here is read from the object that our own upload made.
 		v.wantFile("old", "bXYe")

@@ -74,6 +74,21 @@ type volume struct {
 	powerCut bool
 	lost     []string
 	life     *life
+	listed   atomic.Pointer[func()]
+}
+
+// lister is the bucket of a volume's view. Before a listing is given to the view, v.listed is called once.
+type lister struct {
+	s3.Bucket
+	v *volume
+}
+
+func (l lister) List(ctx context.Context, in s3.ListInput) (s3.Page, error) {
+	page, err := l.Bucket.List(ctx, in)
+	if f := l.v.listed.Swap(nil); f != nil {
+		(*f)()
+	}
+	return page, err
 }
 
 // life is that of a process: when it is over, no request begins any more.
@@ -150,7 +165,7 @@ func (v *volume) start() {
 	}
 	v.usage, v.notes = &vfs.Usage{}, &notes{}
 	v.views = vfs.NewViews(v.cfg.views)
-	v.remote = vfs.NewRemote(v.faults, v.views, v.cfg.policy.TTL())
+	v.remote = vfs.NewRemote(lister{v.faults, v}, v.views, v.cfg.policy.TTL())
 	v.store = cache.New(v.disk, v.cfg.cache)
 	v.tree = namespace.New(namespace.Options{
 		Prefix: v.cfg.prefix, Uid: 1000, Gid: 1000, WriterID: v.cfg.writer, Settle: v.cfg.settle, MaxAge: time.Hour,

@@ -129,6 +129,27 @@ func TestRemovalWhileListing(t *testing.T) {
 	}
 }
 
+// TestChangeWhileListing: what is made and removed before a listing begins is in it, or is not, also when the bucket gets
+// it while the answer is on its way.
+func TestChangeWhileListing(t *testing.T) {
+	v := newVolume(t, config{})
+	v.put("d/old", "x")
+	v.put("d/sub/x", "x")
+	v.stat("d/old")
+	v.pass(time.Hour)
+	v.write("d/new", "x")
+	v.ok(v.unlink("d/old"))
+	v.ok(v.rename("d/sub", "d/moved", 0))
+	flush := v.flush
+	v.listed.Store(&flush)
+	v.wantNames("d", "moved", "new")
+	v.wantNames("d", "moved", "new")
+	v.wantNames("d/moved", "x")
+	v.flush()
+	v.pass(time.Hour)
+	v.wantNames("d", "moved", "new")
+}
+
 // TestTypesInAListing: what a LIST cannot tell is unknown; what is known is told.
 func TestTypesInAListing(t *testing.T) {
 	v := newVolume(t, config{})
