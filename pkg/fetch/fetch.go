@@ -40,7 +40,7 @@ type Fetcher struct {
 
 	ctx    context.Context // ends with Close: flights outlive the readers that started them
 	cancel context.CancelFunc
-	wg     sync.WaitGroup // running flights
+	wg     sync.WaitGroup // running flights and calls of Direct
 
 	mu       sync.Mutex
 	closed   bool                   // guarded by mu

@@ -463,7 +463,9 @@ func TestEnsureSnapshot(t *testing.T) {
 }
 
 // Readers, evictions, faults and writers at once: nobody ever reads anything else than what is there.
-func TestStorm(t *testing.T) {
+func TestStorm(t *testing.T) { synctest.Test(t, storm) }
+
+func storm(t *testing.T) {
 	r := newRig(t, fetch.Options{Parallel: 8, Memory: 8 * chunk}, 300<<10)
 	body := noise(256 << 10)
 	r.put("key", body)

@@ -120,6 +120,25 @@ func (x *Fetcher) get(ctx context.Context, src Source, p []byte, off int64) (err
 // Direct reads bytes of the object behind f's missing ranges into p without the cache: the way out when Ensure said
 // cache.ErrNoSpace. The range must be missing in f, or in a snapshot of it. Errors are those of Ensure.
 func (x *Fetcher) Direct(ctx context.Context, f *cache.File, locate Locate, p []byte, off int64) error {
+	x.mu.Lock()
+	if x.closed {
+		x.mu.Unlock()
+		return ErrClosed
+	}
+	x.wg.Add(1)
+	x.mu.Unlock()
+	defer x.wg.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(x.ctx, cancel)()
+	err := x.direct(ctx, f, locate, p, off)
+	if err != nil && x.ctx.Err() != nil {
+		return ErrClosed
+	}
+	return err
+}
+
+func (x *Fetcher) direct(ctx context.Context, f *cache.File, locate Locate, p []byte, off int64) error {
 	for attempt := 0; ; attempt++ {
 		generation := f.Generation()
 		src, err := locate()
