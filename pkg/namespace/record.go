@@ -2,7 +2,6 @@ package namespace
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"time"
 
@@ -19,8 +18,8 @@ const (
 	kindOutcome = journal.OwnerNamespace | 4 // a kernel request was carried out
 )
 
-// errRecord: a record that passed the journal's checksum cannot be parsed: written by a newer version.
-var errRecord = errors.New("journal record has an unknown form")
+// errRecord: a record that passed the journal's checksum is not one that this package wrote.
+var errRecord = fmt.Errorf("namespace record: %w", journal.ErrCorrupt)
 
 const nodeVersion = 2
 
