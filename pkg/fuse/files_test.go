@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -120,6 +121,11 @@ func fileSteps() []step {
 			fd := a.open("f", unix.O_RDONLY, 0)
 			_, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 			a.want(err, unix.ENOTTY)
+			// Ours are for directories.
+			for _, number := range []uint32{IoctlFlush, IoctlStatus} {
+				_, _, err := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(number), uintptr(unsafe.Pointer(&make([]byte, statusSize)[0])))
+				a.want(err, unix.ENOTTY)
+			}
 			a.close(fd)
 			dir := a.open("", unix.O_DIRECTORY, 0)
 			_, err = unix.IoctlGetTermios(dir, unix.TCGETS)

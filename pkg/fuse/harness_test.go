@@ -247,8 +247,9 @@ func start(t testing.TB, name string, args ...string) *child {
 		t.Fatal(err)
 	}
 	c.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), exe, args...)
-	// The race detector would wait a second for reports at each child's end.
-	c.cmd.Env = append(os.Environ(), childVariable+"="+name, "GORACE=atexit_sleep_ms=0")
+	// The race detector would wait a second for reports at each child's end. The scheduler's signals would interrupt
+	// the system calls.
+	c.cmd.Env = append(os.Environ(), childVariable+"="+name, "GORACE=atexit_sleep_ms=0", "GODEBUG=asyncpreemptoff=1")
 	c.cmd.Stderr = &c.stderr
 	out, err := c.cmd.StdoutPipe()
 	if err != nil {

@@ -155,9 +155,9 @@ func newServer(core Core, opt Options, p *pool) *Server {
 		MaxReadAhead:             maxIO,
 		ExplicitDataCacheControl: true,
 		EnableSymlinkCaching:     true,
-		ExtraCapabilities:        fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_IOCTL_DIR | fuse.CAP_HAS_RESEND,
-		// With ASYNC_DIO a program could not be killed that waits for a direct read or write.
-		DisabledCapabilities: fuse.CAP_PASSTHROUGH | fuse.CAP_NO_OPEN_SUPPORT | fuse.CAP_ASYNC_DIO,
+		// Not ASYNC_DIO: with it a program cannot be killed that waits for a direct read or write.
+		ExtraCapabilities:    fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_IOCTL_DIR | fuse.CAP_HAS_RESEND,
+		DisabledCapabilities: fuse.CAP_PASSTHROUGH | fuse.CAP_NO_OPEN_SUPPORT,
 		Logger:               slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		PanicHandler:         s.panicked,
 	})

@@ -322,6 +322,27 @@ func TestTakenAway(t *testing.T) {
 	}
 }
 
+// What was aborted is unmounted even where programs stay, and the mount point is free.
+func TestUnmountAborted(t *testing.T) {
+	m := serveCore(t, newMemory())
+	c := start(t, "user", m.dir)
+	c.line()
+	m.abort(t)
+	m.gone(t)
+	if err := m.Unmount(false); err != nil {
+		t.Error(err)
+	}
+	if left := mountsOf(m.dir); len(left) != 0 {
+		t.Errorf("mounts: %q", left)
+	}
+	c.tell("write")
+	if got := c.line(); got != unix.ENOTCONN.Error() {
+		t.Errorf("write after the end: %s", got)
+	}
+	c.tell("end")
+	c.end()
+}
+
 // A mount that took another one's place is not its to end.
 func TestUnmountOfAnother(t *testing.T) {
 	m := serveCore(t, newMemory())

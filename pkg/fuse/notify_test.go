@@ -1,6 +1,9 @@
 package fuse
 
 import (
+	"bytes"
+	"io"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -71,6 +74,29 @@ func TestInvalidate(t *testing.T) {
 	m.InvalidateInode(f, 0, 0)
 	m.Wait()
 	m.InvalidateEntry(inode.Root, "f")
+}
+
+// A notification that comes when the mount ends must not get into the kernel, where it might wait for ever.
+func TestInvalidateAtTheEnd(t *testing.T) {
+	s := deaf(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if s.raw, err = w.SyscallConn(); err != nil {
+		t.Fatal(err)
+	}
+	s.InvalidateEntry(inode.Root, "before")
+	s.cancel()
+	s.InvalidateEntry(inode.Root, "after")
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(r)
+	if err != nil || !bytes.HasSuffix(got, []byte("before\x00")) || len(got) != outHeader+16+len("before\x00") {
+		t.Errorf("the kernel got %q, %v", got, err)
+	}
 }
 
 func notifyChildren() map[string]func(*actor) {

@@ -269,7 +269,10 @@ func (p *pair) script(f func(s3fault.Op) s3fault.Action) {
 
 // coexist finds an object whose key is also a directory of other keys: some servers hide the one or refuse the other.
 func (p *pair) coexist() string {
-	keys := p.keys()
+	keys, err := p.tryKeys()
+	if err != nil {
+		return err.Error()
+	}
 	for _, key := range keys {
 		if strings.HasSuffix(key, "/") {
 			continue
