@@ -130,7 +130,7 @@ func (x *Fetcher) Direct(ctx context.Context, f *cache.File, locate Locate, p []
 	defer x.wg.Done()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(x.ctx, cancel)()
+	defer context.AfterFunc(x.ctx, cancel)() //nolint:contextcheck // it only ends the call
 	err := x.direct(ctx, f, locate, p, off)
 	if err != nil && x.ctx.Err() != nil {
 		return ErrClosed
