@@ -76,10 +76,11 @@ func (t *Tree) Commit(k *Task, info s3.Info, moved map[s3.Key]s3.Info, write fun
 		}
 		n.purges = n.purges[1:]
 		t.noteMoved(n)
-		dir, name := parentPrefix(k.SrcPrefix)
-		if t.opt.Settled != nil && t.under[k.SrcPrefix] == 0 && t.owner[k.SrcPrefix] == nil {
-			t.opt.Settled(dir, strings.TrimSuffix(name, "/"), true, nil)
+		var left *s3.Info
+		if t.under[k.SrcPrefix] > 0 || t.owner[k.SrcPrefix] != nil {
+			left = &s3.Info{Key: k.SrcPrefix}
 		}
+		t.tell(k.SrcPrefix, left)
 	}
 	if n.lastErr != nil {
 		t.lastErr = nil
@@ -199,10 +200,7 @@ func (t *tree) movedTo(k *Task, moved map[s3.Key]s3.Info) []*node {
 	}
 	t.moved[n] = struct{}{}
 	t.follow(n, k.SrcPrefix, k.DstPrefix, moved)
-	if t.opt.Settled != nil {
-		dir, name := parentPrefix(k.DstPrefix)
-		t.opt.Settled(dir, strings.TrimSuffix(name, "/"), true, &s3.Info{Key: k.DstPrefix})
-	}
+	t.tell(k.DstPrefix, &s3.Info{Key: k.DstPrefix})
 	return changed
 }
 

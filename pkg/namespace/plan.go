@@ -418,23 +418,19 @@ func (t *tree) canMove(n *node, dst s3.Key) bool {
 		return false
 	}
 	for d := range t.moved {
-		if d == n || d.inside(n) {
+		if d == n {
 			continue
 		}
-		for _, p := range d.purges {
-			if overlap(p.src, n.origin) || overlap(p.src, dst) || p.dst != "" && (overlap(p.dst, n.origin) || overlap(p.dst, dst)) {
-				return false
-			}
+		// What is inside n goes with it, unless it is still where n goes to.
+		inside := d.inside(n)
+		crosses := func(prefix s3.Key) bool {
+			return prefix != "" && (overlap(prefix, dst) || !inside && overlap(prefix, n.origin))
 		}
-		if d.heading != "" && (overlap(d.heading, dst) || overlap(d.heading, n.origin)) {
+		if crosses(d.heading) || slices.ContainsFunc(d.purges, func(p purge) bool { return crosses(p.src) || crosses(p.dst) }) {
 			return false
 		}
-		if d.origin == "" || len(d.links) == 0 || d.origin == t.wantPrefix(d) {
-			continue
-		}
-		if overlap(d.origin, dst) {
-			d.save = true
-			t.schedule(d, time.Time{})
+		if d.origin != "" && len(d.links) > 0 && d.origin != t.wantPrefix(d) && overlap(d.origin, dst) {
+			t.askAway(d, n)
 			return false
 		}
 	}

@@ -3,7 +3,9 @@ package vfs_test
 import (
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/csi-s3/csi-s3/pkg/s3"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3fault"
@@ -154,5 +156,33 @@ func TestAChangeMeetsAMove(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestDirectoriesCross: a directory moves to where one that is now inside it still has its objects, and a new one takes
+// the place of another that has not left it yet, whatever the bucket has got by then.
+func TestDirectoriesCross(t *testing.T) {
+	pause := func() { time.Sleep(time.Duration(rand.N(300)) * time.Microsecond) }
+	for range 60 {
+		v := newVolume(t, config{settle: 1})
+		v.put("a/a", "AA")
+		v.put("b/a/c/c", "BACC")
+		v.put("d/c", "DC")
+		v.ok(v.truncate("a/a", 1))
+		pause()
+		v.ok(v.rename("a", "b/b", 0))
+		pause()
+		v.ok(v.rename("b", "a", 0))
+		v.ok(v.rename("d", "e", 0))
+		pause()
+		v.mkdir("d")
+		if rand.N(2) == 0 {
+			v.kill()
+		}
+		v.wantNames("d")
+		v.wantNames("a", "a", "b")
+		v.flush()
+		v.wantObjects("a/a/c/c", "BACC", "a/b/a", "A", "d/", "", "e/c", "DC")
+		v.wantNames("d")
 	}
 }

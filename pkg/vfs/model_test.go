@@ -389,7 +389,7 @@ func (p *pair) compareBucket() {
 		if n.dir != nil {
 			below := slices.ContainsFunc(p.keys(), func(k string) bool { return strings.HasPrefix(k, prefix+key) })
 			if !below {
-				p.t.Fatalf("the bucket has nothing of directory %q", key)
+				p.t.Fatalf("the bucket has nothing of directory %q: %q", key, p.keys())
 			}
 			return
 		}
@@ -424,10 +424,9 @@ var paths = rapid.Custom(func(t *rapid.T) string {
 	return strings.Join(rapid.SliceOfN(names, 1, 3).Draw(t, "path"), "/")
 })
 
-// keep keeps a hard-linked group apart: after a restart on another node its names are files of their own.
+// actions are the operations that a sequence is made of.
 func (p *pair) actions() map[string]func(*rapid.T) {
 	return map[string]func(*rapid.T){
-		"": func(t *rapid.T) { p.t = t },
 		"write": func(t *rapid.T) {
 			at := paths.Draw(t, "at")
 			content := fmt.Sprintf("op %d of %s", p.op, at)
@@ -561,4 +560,34 @@ func testModel(t *testing.T, cfg config) {
 func TestModel(t *testing.T) {
 	t.Run("at rest", func(t *testing.T) { testModel(t, config{patience: time.Second}) })
 	t.Run("below a prefix", func(t *testing.T) { testModel(t, config{prefix: "vol/ume/", policy: vfs.Policy{Exclusive: true}}) })
+	// Everything is sent while the operations go on, and a kill finds requests under way.
+	t.Run("at once", func(t *testing.T) { testModel(t, config{settle: 1, patience: 5 * time.Second}) })
+	t.Run("exclusive", func(t *testing.T) {
+		testModel(t, config{settle: 1, patience: 5 * time.Second, policy: vfs.Policy{Exclusive: true}})
+	})
+}
+
+// TestModelOnABadServer: the same while the answers to some changes of the bucket are lost, or the changes are.
+func TestModelOnABadServer(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		p := newPair(t, config{settle: 1, patience: 30 * time.Second}, foreignKeys.Draw(t, "bucket"))
+		defer func() { p.close() }()
+		every := rapid.IntRange(3, 9).Draw(t, "every")
+		p.script(func(op s3fault.Op) s3fault.Action {
+			switch {
+			case op.Name == "Head" || op.Name == "List" || op.Name == "Get" || op.N%every != 0:
+				return s3fault.Action{}
+			case op.N%2 == 0:
+				return s3fault.FailAfter(nil)
+			}
+			return s3fault.FailBefore(nil)
+		})
+		t.Repeat(p.actions())
+		p.compare("at the end")
+		p.compareBucket()
+		p.kill()
+		p.compare("after the last kill")
+		p.elsewhere()
+		p.compare("on another node")
+	})
 }
