@@ -334,7 +334,10 @@ func (t *tree) moving(key s3.Key, n *node, verb Verb) bool {
 				return true
 			}
 		}
-		if d.heading != "" && isUnder(key, d.heading) && (verb != Delete || d.running != nil) {
+		if verb == Delete && d.running == nil {
+			continue // a Move passes over what tracked inodes own, and may have to wait for it to go
+		}
+		if d.heading != "" && isUnder(key, d.heading) {
 			return true
 		}
 		if d.origin == "" || len(d.links) == 0 {
@@ -344,8 +347,7 @@ func (t *tree) moving(key s3.Key, n *node, verb Verb) bool {
 		if d.origin == want {
 			continue
 		}
-		// What an inode leaves behind in a place to which a directory above it is going to move must go first.
-		if isUnder(key, d.origin) || verb != Delete && isUnder(key, want) && n.inside(d) {
+		if isUnder(key, d.origin) || isUnder(key, want) && n.inside(d) {
 			return true
 		}
 	}

@@ -69,6 +69,14 @@ func TestPlacesAreExchanged(t *testing.T) {
 			v.ok(v.rmdir("b"))
 			v.ok(v.rename("c", "b", 0))
 		}, []string{"b/a", "below"}},
+		"a directory leaves one that goes, and a file leaves it": {func(v *volume) {
+			v.put("d/sub/f", "1")
+			v.put("d/sub/g", "2")
+			v.ok(v.rename("d/sub", "a", 0))
+			v.ok(v.rmdir("d"))
+			v.ok(v.unlink("a/f"))
+			v.write("a/g", "new")
+		}, []string{"a/", "", "a/g", "new"}},
 		"two directories with markers": {func(v *volume) {
 			v.mkdir("a")
 			v.mkdir("b")

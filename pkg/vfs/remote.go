@@ -206,6 +206,10 @@ func (l *listing) apply(c change1) {
 		s.dir = c.info != nil
 	} else {
 		s.file, s.known = c.info, false
+		if s.dir && c.info != nil {
+			// We put a file where a directory was listed: most likely the last of its keys went unnoticed.
+			s.dir, s.doubt = false, true
+		}
 	}
 	l.names[c.name] = s
 }

@@ -250,6 +250,26 @@ func TestDoubt(t *testing.T) {
 	}
 }
 
+// TestFileForADirectory: a file of ours under a name that was listed as a directory's is looked at before it is believed.
+func TestFileForADirectory(t *testing.T) {
+	for _, gone := range []bool{false, true} {
+		b, r := newView(t, 0, 0)
+		b.put(t, "d/a", "e")
+		names(t, r, "")
+		if gone {
+			if err := b.Delete(t.Context(), "d/a"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.put(t, "d")
+		r.Settled("", "d", false, &s3.Info{Key: "d", ETag: "e", Size: 1})
+		e, err := r.lookup(t.Context(), "", "d", false)
+		if err != nil || e.file == nil || e.dir == gone {
+			t.Errorf("gone %v: %+v, %v", gone, e, err)
+		}
+	}
+}
+
 // TestExpiry: answers hold for the time that was given, and for ever with 0.
 func TestExpiry(t *testing.T) {
 	for _, ttl := range []time.Duration{0, time.Minute} {
