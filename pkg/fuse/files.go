@@ -99,7 +99,7 @@ func (f *filesystem) Ioctl(cancel <-chan struct{}, in *fuse.IoctlIn, _ []byte, o
 		clear(answer[copy(answer, text):])
 		return fuse.OK
 	case IoctlFlush:
-		return f.do(cancel, &in.InHeader, func(ctx context.Context, _ vfs.Request) error {
+		return f.doIn(f.s.context(cancel, in.Pid, true), &in.InHeader, func(ctx context.Context, _ vfs.Request) error {
 			return f.core.FlushTree(ctx, node(&in.InHeader), nil)
 		})
 	}

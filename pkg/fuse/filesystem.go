@@ -22,7 +22,11 @@ func (f *filesystem) String() string { return "csi-s3" }
 
 // do runs one request of the core.
 func (f *filesystem) do(cancel <-chan struct{}, h *fuse.InHeader, op func(context.Context, vfs.Request) error) fuse.Status {
-	ctx := f.s.context(cancel)
+	return f.doIn(f.s.context(cancel, h.Pid, false), h, op)
+}
+
+// doIn runs one request of the core in its context.
+func (f *filesystem) doIn(ctx *requestContext, h *fuse.InHeader, op func(context.Context, vfs.Request) error) fuse.Status {
 	defer ctx.finish()
 	return fuse.Status(vfs.Errno(op(ctx, vfs.Request{
 		Uid: h.Uid, Gid: h.Gid, Pid: h.Pid,

@@ -1,13 +1,10 @@
 package fuse
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
-	"sync"
-	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -218,54 +215,3 @@ func (s *Server) init() error {
 	}
 	return s.write(out[:n])
 }
-
-// requestContext is the context of a request: it ends with FUSE_INTERRUPT or with the mount. Most requests never look
-// at it, so the goroutine that joins the two is started by the first who does.
-type requestContext struct {
-	interrupt <-chan struct{}
-	mount     context.Context
-	once      sync.Once
-	done      chan struct{}
-	end       chan struct{}
-}
-
-func (s *Server) context(interrupt <-chan struct{}) *requestContext {
-	return &requestContext{interrupt: interrupt, mount: s.ctx, done: make(chan struct{}), end: make(chan struct{})}
-}
-
-// finish ends the context's goroutine.
-func (c *requestContext) finish() { close(c.end) }
-
-// Done implements context.Context.
-func (c *requestContext) Done() <-chan struct{} {
-	c.once.Do(func() {
-		// Ends with the request.
-		go func() {
-			select {
-			case <-c.interrupt:
-			case <-c.mount.Done():
-			case <-c.end:
-			}
-			close(c.done)
-		}()
-	})
-	return c.done
-}
-
-// Err implements context.Context.
-func (c *requestContext) Err() error {
-	select {
-	case <-c.interrupt:
-		return context.Canceled
-	case <-c.end: // what was derived from it and outlives the request
-		return context.Canceled
-	default:
-		return c.mount.Err()
-	}
-}
-
-// Deadline implements context.Context.
-func (c *requestContext) Deadline() (time.Time, bool) { return time.Time{}, false }
-
-// Value implements context.Context.
-func (c *requestContext) Value(any) any { return nil }

@@ -103,27 +103,43 @@ func TestKillCached(t *testing.T) {
 	close(b.open)
 }
 
-// A signal that the program handles makes its call fail with EINTR, and nothing else.
+// A signal that the program handles ends no wait: on a disk it would not either. One that kills it does, also after
+// others.
 func TestSignal(t *testing.T) {
 	core := newMemory()
 	core.add(inode.Root, "f", unix.S_IFREG|0o644, 1<<20)
 	m := serveCore(t, core)
-	b := block(core, "read")
-	c := start(t, "signalled", m.dir)
-	tid, err := strconv.Atoi(c.line())
-	if err != nil {
-		t.Fatal(err)
+	signal := func() (*child, *blocker) {
+		b := block(core, "read")
+		c := start(t, "signalled", m.dir)
+		tid, err := strconv.Atoi(c.line())
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the read", func() bool { return b.waiting.Load() > 0 })
+		if err := unix.Tgkill(c.cmd.Process.Pid, tid, unix.SIGUSR1); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(4 * deathEvery)
+		if b.ended.Load() != 0 {
+			t.Error("the signal ended the read")
+		}
+		return c, b
 	}
-	eventually(t, "the read", func() bool { return b.waiting.Load() > 0 })
-	if err := unix.Tgkill(c.cmd.Process.Pid, tid, unix.SIGUSR1); err != nil {
-		t.Fatal(err)
-	}
-	if got := c.line(); got != unix.EINTR.Error() {
+	c, b := signal()
+	close(b.open)
+	if got := c.line(); got != "<nil>" {
 		t.Errorf("the read ended with %q", got)
 	}
-	close(b.open)
-	c.tell("")
 	c.end()
+
+	c, b = signal()
+	if err := c.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the read ends", func() bool { return b.waiting.Load() == 0 && b.ended.Load() > 0 })
+	<-c.done
+	close(b.open)
 }
 
 // A panic in the core is one request's EIO: the mount lives on.
@@ -170,58 +186,6 @@ func TestBlockedRequests(t *testing.T) {
 	c.end()
 	run(t, "use", m.dir)
 	eventually(t, "all slots are free", func() bool { return len(m.pool.free) == slots })
-}
-
-// The core may keep a context beyond the request.
-func TestRequestContext(t *testing.T) {
-	mount, end := context.WithCancel(t.Context())
-	defer end()
-	s := &Server{ctx: mount}
-	ended := func(what string, ctx context.Context) {
-		t.Helper()
-		select {
-		case <-ctx.Done():
-		case <-time.After(patience):
-			t.Fatalf("%s: the context goes on", what)
-		}
-		if ctx.Err() == nil {
-			t.Errorf("%s: no error", what)
-		}
-	}
-	for _, early := range []bool{true, false} { // whether somebody looks before the end
-		what := fmt.Sprint("early ", early)
-		begin := func() (chan struct{}, *requestContext, context.Context) {
-			interrupt := make(chan struct{})
-			c := s.context(interrupt)
-			if !early {
-				return interrupt, c, c
-			}
-			child, cancel := context.WithTimeout(context.WithValue(c, t, t), time.Hour)
-			t.Cleanup(cancel)
-			if c.Err() != nil || child.Err() != nil || c.Value(t) != nil {
-				t.Fatal("the context ended before it began")
-			}
-			return interrupt, c, child
-		}
-		_, c, child := begin()
-		c.finish()
-		ended(what+", answered", c)
-		ended(what+", answered, child", child)
-
-		interrupt, c, child := begin()
-		close(interrupt)
-		ended(what+", interrupted", c)
-		ended(what+", interrupted, child", child)
-		c.finish()
-		ended(what+", interrupted and answered", c)
-	}
-	c := s.context(make(chan struct{}))
-	end()
-	ended("unmounted", c)
-	if _, ok := c.Deadline(); ok {
-		t.Error("a deadline")
-	}
-	c.finish()
 }
 
 // Requests' memory does not grow with the traffic.
@@ -466,10 +430,7 @@ func serveChildren() map[string]func(*actor) {
 			a.say(unix.Gettid())
 			_, err := unix.Read(fd, p)
 			<-signals
-			a.pause(err.Error())
-			n, err := unix.Read(fd, p)
-			a.ok(err)
-			a.check(n == 4096, "read", n)
+			a.say(err)
 			a.close(fd)
 		},
 		"panic": func(a *actor) {
