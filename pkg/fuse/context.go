@@ -3,6 +3,7 @@ package fuse
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -22,6 +23,20 @@ const (
 	// a process namespace that is not below ours. It is the time that killing such a program takes, and the wait
 	// for S3 after which one that merely had a signal sees EINTR.
 	unseenGrace = 5 * time.Second
+	// exitGrace is how long the end of a program waits for what the kernel closes for it. Nothing can interrupt that.
+	exitGrace = 30 * time.Second
+)
+
+// wait says what ends the wait of a request besides its answer and the mount's end.
+type wait int
+
+const (
+	// untilDeath: a deadly signal.
+	untilDeath wait = iota
+	// untilExit: that, or some time after the program ended by itself. It is for what the kernel closes.
+	untilExit
+	// untilSignal: any signal.
+	untilSignal
 )
 
 // requestContext is the context of a request: it ends with the death of the program that waits, or with the mount. Most
@@ -29,16 +44,16 @@ const (
 type requestContext struct {
 	interrupt <-chan struct{}
 	tid       uint32 // the thread that waits; 0: not seen from here
-	prompt    bool   // any signal ends it
+	wait      wait
 	mount     context.Context
 	once      sync.Once
 	done      chan struct{}
 	end       chan struct{}
 }
 
-func (s *Server) context(interrupt <-chan struct{}, tid uint32, prompt bool) *requestContext {
+func (s *Server) context(interrupt <-chan struct{}, tid uint32, w wait) *requestContext {
 	return &requestContext{
-		interrupt: interrupt, tid: tid, prompt: prompt, mount: s.ctx,
+		interrupt: interrupt, tid: tid, wait: w, mount: s.ctx,
 		done: make(chan struct{}), end: make(chan struct{}),
 	}
 }
@@ -52,46 +67,43 @@ func (c *requestContext) Done() <-chan struct{} {
 		// Ends with the request.
 		go func() {
 			defer close(c.done)
-			select {
-			case <-c.interrupt:
-			case <-c.mount.Done():
-				return
-			case <-c.end:
-				return
-			}
-			if !c.prompt {
-				c.outlast()
-			}
+			c.abide()
 		}()
 	})
 	return c.done
 }
 
-// outlast waits until an interrupted request has no one who wants its answer.
-func (c *requestContext) outlast() {
-	grace := time.NewTimer(unseenGrace)
-	defer grace.Stop()
-	look := time.NewTicker(deathEvery)
-	defer look.Stop()
+// abide returns when nobody wants the request's answer any more.
+func (c *requestContext) abide() {
+	interrupt := c.interrupt
+	var look, limit <-chan time.Time
+	if c.wait == untilExit && c.tid != 0 {
+		look = time.Tick(deathEvery)
+	}
 	for {
-		limit := grace.C
-		if c.tid != 0 {
-			switch dead, err := dying(c.tid); {
-			case err != nil: // as if it were not seen
-			case dead:
-				return
-			default:
-				limit = nil
-			}
-		}
 		select {
-		case <-look.C:
+		case <-interrupt:
+			if c.wait == untilSignal {
+				return
+			}
+			interrupt, look = nil, time.Tick(deathEvery)
+		case <-look:
 		case <-limit:
 			return
 		case <-c.mount.Done():
 			return
 		case <-c.end:
 			return
+		}
+		signalled := interrupt == nil
+		killed, exiting, err := fate(c.tid)
+		switch {
+		case killed, exiting && signalled:
+			return
+		case exiting && limit == nil:
+			limit = time.After(exitGrace)
+		case err != nil && signalled && limit == nil:
+			limit = time.After(unseenGrace)
 		}
 	}
 }
@@ -114,24 +126,24 @@ func (c *requestContext) Deadline() (time.Time, bool) { return time.Time{}, fals
 // Value implements context.Context.
 func (c *requestContext) Value(any) any { return nil }
 
-// dying says whether a thread has a deadly signal: whatever the signal is, the kernel then marks each thread of the
-// process with SIGKILL (complete_signal in the kernel's signal.c; see proc_pid_status(5)).
-func dying(tid uint32) (bool, error) {
-	text, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(tid), 10) + "/status")
+// fate says whether a thread has a deadly signal, and whether it is on its way out. Whatever the signal is, the kernel
+// marks each thread of the process with SIGKILL (complete_signal in the kernel's signal.c). See proc_pid_stat(5), signal
+// and flags.
+func fate(tid uint32) (killed, exiting bool, err error) {
+	text, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(tid), 10) + "/stat")
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
-	const kill = 1 << (unix.SIGKILL - 1)
-	for _, field := range []string{"\nSigPnd:\t", "\nShdPnd:\t"} {
-		_, rest, ok := bytes.Cut(text, []byte(field))
-		value, _, _ := bytes.Cut(rest, []byte("\n"))
-		set, err := strconv.ParseUint(string(value), 16, 64)
-		if !ok || err != nil {
-			return false, fmt.Errorf("thread %d: no pending signals in its status", tid)
-		}
-		if set&kill != 0 {
-			return true, nil
-		}
+	// The second field, the name, is in parentheses and may hold anything; the third follows its end.
+	fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
+	if len(fields) < 29 {
+		return false, false, fmt.Errorf("thread %d: %d fields in its stat", tid, len(fields))
 	}
-	return false, nil
+	flags, err := strconv.ParseUint(string(fields[9-3]), 10, 64)
+	signals, err2 := strconv.ParseUint(string(fields[31-3]), 10, 64)
+	if err := errors.Join(err, err2); err != nil {
+		return false, false, fmt.Errorf("stat of thread %d: %w", tid, err)
+	}
+	const pfExiting = 0x4 // PF_EXITING of the kernel's sched.h
+	return signals&(1<<(unix.SIGKILL-1)) != 0, flags&pfExiting != 0, nil
 }

@@ -30,7 +30,7 @@ func TestRequestContext(t *testing.T) {
 		what := fmt.Sprint("early ", early)
 		begin := func() (chan struct{}, *requestContext, context.Context) {
 			interrupt := make(chan struct{})
-			c := s.context(interrupt, 0, true)
+			c := s.context(interrupt, 0, untilSignal)
 			if !early {
 				return interrupt, c, c
 			}
@@ -53,7 +53,7 @@ func TestRequestContext(t *testing.T) {
 		c.finish()
 		ended(what+", interrupted and answered", c)
 	}
-	c := s.context(make(chan struct{}), 0, false)
+	c := s.context(make(chan struct{}), 0, untilDeath)
 	end()
 	ended("unmounted", c)
 	if _, ok := c.Deadline(); ok {
@@ -65,48 +65,50 @@ func TestRequestContext(t *testing.T) {
 // Of a program that cannot be seen an interrupted request lives for a grace, and not beyond the request or the mount.
 func TestInterruptUnseen(t *testing.T) {
 	const nobody = 1 << 30 // above the kernel's largest process ID
-	for _, tid := range []uint32{0, nobody} {
-		for _, how := range []string{"grace", "answered", "unmounted"} {
-			synctest.Test(t, func(t *testing.T) {
-				mount, end := context.WithCancel(t.Context())
-				defer end()
-				interrupt := make(chan struct{})
-				c := (&Server{ctx: mount}).context(interrupt, tid, false)
-				close(interrupt)
-				begin, want := time.Now(), unseenGrace
-				go func() {
-					<-time.After(time.Second)
-					switch how {
-					case "answered":
-						c.finish()
-					case "unmounted":
-						end()
+	for _, w := range []wait{untilDeath, untilExit} {
+		for _, tid := range []uint32{0, nobody} {
+			for _, how := range []string{"grace", "answered", "unmounted"} {
+				synctest.Test(t, func(t *testing.T) {
+					mount, end := context.WithCancel(t.Context())
+					defer end()
+					interrupt := make(chan struct{})
+					c := (&Server{ctx: mount}).context(interrupt, tid, w)
+					close(interrupt)
+					begin, want := time.Now(), unseenGrace
+					go func() {
+						<-time.After(time.Second)
+						switch how {
+						case "answered":
+							c.finish()
+						case "unmounted":
+							end()
+						}
+					}()
+					if c.Err() != nil {
+						t.Error("the interruption ended it at once")
 					}
-				}()
-				if c.Err() != nil {
-					t.Error("the interruption ended it at once")
-				}
-				if how != "grace" {
-					want = time.Second
-				}
-				<-c.Done()
-				if got := time.Since(begin); got != want {
-					t.Errorf("%s of %d: ended after %v, want %v", how, tid, got, want)
-				}
-				if how != "answered" {
-					c.finish()
-				}
-			})
+					if how != "grace" {
+						want = time.Second
+					}
+					<-c.Done()
+					if got := time.Since(begin); got != want {
+						t.Errorf("%s of %d: ended after %v, want %v", how, tid, got, want)
+					}
+					if how != "answered" {
+						c.finish()
+					}
+				})
+			}
 		}
 	}
 }
 
 // A thread that nobody killed is not dying; TestSignal has one that is.
-func TestDying(t *testing.T) {
-	if _, err := dying(1 << 30); err == nil {
+func TestFate(t *testing.T) {
+	if _, _, err := fate(1 << 30); err == nil {
 		t.Error("no error for a thread that does not exist")
 	}
-	if dead, err := dying(uint32(unix.Gettid())); dead || err != nil {
-		t.Errorf("dying before its time: %v, %v", dead, err)
+	if killed, exiting, err := fate(uint32(unix.Gettid())); killed || exiting || err != nil {
+		t.Errorf("dying before its time: killed %v, exiting %v, %v", killed, exiting, err)
 	}
 }

@@ -15,8 +15,8 @@
 //
 //   - Node IDs are the core's inode numbers; handles are the core's. Nothing is kept here beside requests under way.
 //   - The kernel's number of a request goes to the core, with the mark of one that is sent again (FUSE_NOTIFY_RESEND).
-//   - A program that waits for an answer can be killed. Other signals do not end its wait (context.go), but for the
-//     ioctls; of a program that cannot be seen from here, after some seconds.
+//   - A program that waits for an answer can be killed, and other signals do not end its wait; context.go has what that
+//     takes, and what is left of it where programs cannot be seen.
 //   - A panic of a method is an EIO and a line in the log.
 //   - A mount ends in order however it is ended: by Unmount, by umount, by an abort of the connection. Only Unmount frees
 //     the mount point after an abort.

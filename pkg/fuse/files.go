@@ -48,7 +48,7 @@ func (f *filesystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 
 // Flush implements fuse.RawFileSystem.
 func (f *filesystem) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
-	return f.do(cancel, &in.InHeader, func(ctx context.Context, req vfs.Request) error {
+	return f.doIn(f.s.context(cancel, in.Pid, untilExit), &in.InHeader, func(ctx context.Context, req vfs.Request) error {
 		return f.core.Flush(ctx, req, node(&in.InHeader), vfs.HandleID(in.Fh))
 	})
 }
@@ -99,7 +99,7 @@ func (f *filesystem) Ioctl(cancel <-chan struct{}, in *fuse.IoctlIn, _ []byte, o
 		clear(answer[copy(answer, text):])
 		return fuse.OK
 	case IoctlFlush:
-		return f.doIn(f.s.context(cancel, in.Pid, true), &in.InHeader, func(ctx context.Context, _ vfs.Request) error {
+		return f.doIn(f.s.context(cancel, in.Pid, untilSignal), &in.InHeader, func(ctx context.Context, _ vfs.Request) error {
 			return f.core.FlushTree(ctx, node(&in.InHeader), nil)
 		})
 	}

@@ -22,7 +22,7 @@ func (f *filesystem) String() string { return "csi-s3" }
 
 // do runs one request of the core.
 func (f *filesystem) do(cancel <-chan struct{}, h *fuse.InHeader, op func(context.Context, vfs.Request) error) fuse.Status {
-	return f.doIn(f.s.context(cancel, h.Pid, false), h, op)
+	return f.doIn(f.s.context(cancel, h.Pid, untilDeath), h, op)
 }
 
 // doIn runs one request of the core in its context.

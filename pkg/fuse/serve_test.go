@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"bufio"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"os/signal"
 	"runtime"
 	"strconv"
@@ -80,6 +82,53 @@ func TestKill(t *testing.T) {
 	eventually(t, "the read ends", func() bool { return b.waiting.Load() == 0 && b.ended.Load() > 0 })
 	core.setHook(nil)
 	run(t, "use", m.dir)
+}
+
+// What a program has open when it ends is closed by the kernel, which waits for the answer: of a program that was killed
+// not at all, of another one for a while.
+func TestExit(t *testing.T) {
+	t.Parallel() // it mostly waits
+	core := newMemory()
+	core.add(inode.Root, "f", unix.S_IFREG|0o666, 1<<20)
+	m := serveCore(t, core)
+	for _, kill := range []bool{true, false} {
+		b := block(core, "flush")
+		cmd := exec.CommandContext(t.Context(), "sh", "-c", "exec 3< f; echo open; exec cat")
+		cmd.Dir = m.dir
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if line, err := bufio.NewReader(out).ReadString('\n'); line != "open\n" {
+			t.Fatalf("the shell said %q, %v", line, err)
+		}
+		begin, least := time.Now(), time.Duration(0)
+		if kill {
+			err = cmd.Process.Kill()
+		} else {
+			err, least = in.Close(), exitGrace
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); (err != nil) != kill {
+			t.Errorf("killed %v: the program ended with %v", kill, err)
+		}
+		if took := time.Since(begin); took < least || took > least+20*time.Second { // no more than 100 ms on an idle machine
+			t.Errorf("killed %v: the end took %v", kill, took)
+		}
+		if b.ended.Load() != 1 || b.waiting.Load() != 0 {
+			t.Errorf("killed %v: the close goes on", kill)
+		}
+		close(b.open)
+	}
 }
 
 // A program that waits for what is read ahead can be killed too: for the kernel it waits for a page.
