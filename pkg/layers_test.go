@@ -21,6 +21,7 @@ var layers = map[string]string{
 	"provision": "volmeta s3 s3/s3sdk config metrics",
 	"volume":    "fuse vfs namespace writeback fetch cache journal disk inode keeper volmeta s3 s3/s3sdk config metrics",
 	"keeper":    "",
+	"kube":      "config",
 	"fuse":      "vfs inode metrics",
 	"vfs":       "inode namespace cache fetch writeback s3 extent metrics",
 	"writeback": "namespace fetch cache inode s3 extent metrics",
@@ -42,6 +43,7 @@ var owners = map[string]string{
 	"github.com/kubernetes-csi/csi-lib-utils":     "driver",
 	"github.com/container-storage-interface/spec": "driver",
 	"github.com/moby/sys/mountinfo":               "volume",
+	"k8s.io":                                      "kube",
 	"github.com/prometheus/client_golang":         "metrics",
 	"github.com/spf13/cobra":                      "", // cmd only
 	"github.com/spf13/pflag":                      "",

@@ -11,6 +11,7 @@ import (
 
 	"github.com/csi-s3/csi-s3/pkg/config"
 	"github.com/csi-s3/csi-s3/pkg/driver"
+	"github.com/csi-s3/csi-s3/pkg/kube"
 	"github.com/csi-s3/csi-s3/pkg/metrics"
 	"github.com/csi-s3/csi-s3/pkg/provision"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3sdk"
@@ -75,6 +76,15 @@ func (p *process) driver(ctx context.Context, conf config.Process) error {
 	var volumes *volume.Set
 	if conf.Node() {
 		volumes = &volume.Set{CacheDir: conf.CacheDir, Log: log, Metrics: m}
+		cluster, err := kube.InCluster(conf.DriverName)
+		switch {
+		case err == nil:
+			volumes.Secret = cluster.Secret
+		case !errors.Is(err, kube.ErrNotInCluster):
+			return err
+		default:
+			log.Info("without a service account: what a crash leaves is uploaded when its volume is mounted again")
+		}
 		opt.Volumes = volumes
 		if err := volumes.DetachDead(ctx); err != nil {
 			// The volumes whose mounts they are will say so again; the others can be served.

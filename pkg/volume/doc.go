@@ -12,9 +12,10 @@
 // another type, or is served by somebody else, is never touched. No path of a mount is opened or looked at in a way
 // that its server would have to answer, but for the question whether it lives, which has a time limit.
 //
-// The mark says that the cache may hold what the bucket does not. It is durable before the mount and goes when all is
-// drained, so that after a crash an unstage, which carries no credentials, cannot be taken for done. The next stage or
-// publish, which does carry them, makes the mount again and so finishes the upload.
+// The mark says that the cache may hold what the bucket does not, and how the volume is mounted. It is durable before the
+// mount and goes when all is drained, so that after a crash an unstage cannot be taken for done. The next stage or
+// publish makes the mount again and so finishes the upload; an unstage, which carries no credentials, does it with those
+// that the cluster knows (Set.Secret).
 //
 // Below CacheDir:
 //

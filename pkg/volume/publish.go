@@ -14,7 +14,7 @@ import (
 )
 
 // PublishRequest says which volume is to be shown where. StageRequest is what the volume is staged with; its Secret may
-// be zero, but a lost staging mount can then not be made again.
+// be zero: a lost staging mount is then made again with the one of Set.Secret.
 type PublishRequest struct {
 	StageRequest
 	Target   string // target path: made if missing, its parent exists
@@ -95,10 +95,18 @@ func (s *Set) Publish(ctx context.Context, r PublishRequest) error {
 func (s *Set) restage(ctx context.Context, r StageRequest) (*staged, error) {
 	v := s.volume(r.ID)
 	if r.Secret == (config.Secret{}) {
-		if v == nil {
+		switch {
+		case v != nil:
+			r.Secret = v.request.Secret
+		case s.Secret == nil:
 			return nil, fmt.Errorf("volume %s: %w, and the call has no secret to stage it with", r.ID, ErrNotStaged)
+		default:
+			secret, err := s.Secret(ctx, r.ID)
+			if err != nil {
+				return nil, fmt.Errorf("volume %s: %w, the call has no secret to stage it with, and it cannot be had: %w", r.ID, ErrNotStaged, err)
+			}
+			r.Secret = secret
 		}
-		r.Secret = v.request.Secret
 	}
 	lost := v == nil
 	if !lost {

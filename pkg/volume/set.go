@@ -62,6 +62,9 @@ type Set struct {
 	Mount func(ctx context.Context, spec Spec) (Mounted, error)
 	// Connect opens a bucket without touching the network; nil is the real client. close gives up what it holds.
 	Connect func(bucket string, secret config.Secret) (b s3.Bucket, close func(), err error)
+	// Secret returns the secret of a volume for the calls that carry none; nil: there is none. It is asked only where
+	// nothing else can be done.
+	Secret func(ctx context.Context, id config.VolumeID) (config.Secret, error)
 	// Patience bounds the question to the bucket that precedes a mount; 0 is a minute.
 	Patience time.Duration
 

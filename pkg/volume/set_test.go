@@ -550,6 +550,92 @@ func TestProcessDies(t *testing.T) {
 	must(t, n.Unstage(ctx, r.ID, r.Dir))
 }
 
+// A process that died left data, and all that is asked of the next one is an unstage, or a publish without a secret: the
+// cluster knows the secret, and the cache how the volume was mounted.
+func TestRevive(t *testing.T) {
+	if !ownMounts(t) {
+		return
+	}
+	n := newNode(t)
+	ctx := t.Context()
+	r := n.request(t)
+	r.Options.Access, r.Options.Gid = "rwx", 2000
+	die := func(secret config.Secret, err error) {
+		select {
+		case <-n.last(r.ID).Done():
+		default:
+			n.last(r.ID).lose(t)
+		}
+		n.restart()
+		n.Secret = func(_ context.Context, id config.VolumeID) (config.Secret, error) {
+			if id != r.ID {
+				t.Errorf("asked for the secret of %s", id)
+			}
+			return secret, err
+		}
+	}
+	other := r.Secret
+	other.Endpoint = "https://other.example"
+
+	must(t, n.Stage(ctx, r))
+	nothing := errors.New("no secret")
+	die(config.Secret{}, nothing)
+	err := n.Unstage(ctx, r.ID, r.Dir)
+	mustBe(t, err, volume.ErrUndrained)
+	mustBe(t, err, nothing)
+	die(r.Secret, nil)
+	n.before = func(spec volume.Spec) error {
+		if spec.Options != r.Options || spec.Dir != r.Dir {
+			t.Errorf("mounted at %s with %+v, before with %+v", spec.Dir, spec.Options, r.Options)
+		}
+		return errors.New("no mount")
+	}
+	mustBe(t, n.Unstage(ctx, r.ID, r.Dir), volume.ErrUndrained)
+	before := n.before
+	n.before = func(spec volume.Spec) error { _ = before(spec); return nil }
+	must(t, n.Unstage(ctx, r.ID, r.Dir))
+	if n.mounts(r.ID) != 2 {
+		t.Errorf("%d mounts were made, want a second one", n.mounts(r.ID))
+	}
+	n.restart()
+	must(t, n.Unstage(ctx, r.ID, r.Dir))
+
+	// A publish without a secret.
+	p := volume.PublishRequest{StageRequest: r, Target: n.path(t, "target")}
+	p.Secret = config.Secret{}
+	die(config.Secret{}, nothing)
+	err = n.Publish(ctx, p)
+	mustBe(t, err, volume.ErrNotStaged)
+	mustBe(t, err, nothing)
+	die(r.Secret, nil)
+	must(t, n.Publish(ctx, p))
+	must(t, n.Unpublish(ctx, r.ID, p.Target))
+
+	// Data of another endpoint stays where it is, whether the volume is staged meanwhile or not.
+	die(other, nil)
+	mustBe(t, n.Unstage(ctx, r.ID, r.Dir), volume.ErrUndrained)
+	moved := r
+	moved.Secret = other
+	must(t, n.Stage(ctx, moved))
+	mustBe(t, n.Unstage(ctx, r.ID, r.Dir), volume.ErrUndrained)
+	die(r.Secret, nil)
+	must(t, n.Unstage(ctx, r.ID, r.Dir))
+
+	// A mark that cannot be read is not one that is not there.
+	must(t, n.Stage(ctx, r))
+	die(r.Secret, nil)
+	found, err := filepath.Glob(filepath.Join(n.dir, "cache", "volumes", "*", "*.undrained"))
+	must(t, err)
+	for _, name := range found {
+		must(t, os.WriteFile(name, nil, 0o600))
+	}
+	if err := n.Unstage(ctx, r.ID, r.Dir); err == nil || len(found) != 1 || !strings.Contains(err.Error(), found[0]) {
+		t.Errorf("unstage with the broken mark of %q: %v", found, err)
+	}
+	must(t, n.Stage(ctx, r))
+	must(t, n.Unstage(ctx, r.ID, r.Dir))
+}
+
 func TestDetachDead(t *testing.T) {
 	needFuse(t)
 	if !ownMounts(t) {

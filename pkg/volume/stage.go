@@ -4,12 +4,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -108,7 +108,7 @@ func (s *Set) mount(ctx context.Context, r StageRequest) (_ *staged, err error) 
 		return nil, err
 	}
 	n := s.nest(r)
-	fresh, err := s.occupy(n, r.ID)
+	fresh, err := s.occupy(n, r)
 	if err != nil {
 		return nil, err
 	}
@@ -160,8 +160,10 @@ const drainMost = 110 * time.Second
 // Unstage drains the volume and takes its mount away; the staging directory is left as it was before Stage. A volume
 // that is not staged there is success.
 //
-// ErrUndrained when ctx ends first, or when a process died and left data in the cache: the text says how much and what
-// to do, and the mount, if there is one, goes on. ErrInUse while a target is bound. ErrForeign as with Stage.
+// What a process left undrained when it died is drained by way of a new mount, with the secret that Set.Secret gives.
+//
+// ErrUndrained when ctx ends first, or when what a dead process left cannot be drained: the text says how much and what to
+// do, and the mount, if there is one, goes on. ErrInUse while a target is bound. ErrForeign as with Stage.
 func (s *Set) Unstage(ctx context.Context, id config.VolumeID, dir string) error {
 	unlock, err := s.locks.lock(ctx, id.String())
 	if err != nil {
@@ -176,8 +178,17 @@ func (s *Set) Unstage(ctx context.Context, id config.VolumeID, dir string) error
 		return err
 	}
 	v := s.volume(id)
-	if v == nil || v.request.Dir != dir {
-		return s.unstageUnserved(ctx, id, dir, v == nil)
+	if v != nil && v.request.Dir != dir {
+		return errors.Join(clearDead(ctx, dir), unseal(dir)) // it is staged elsewhere
+	}
+	if v == nil {
+		v, err = s.revive(ctx, id, dir)
+		if err != nil {
+			return fmt.Errorf("volume %s: its mount ended before it was drained: %w: %w", id, ErrUndrained, err)
+		}
+		if v == nil {
+			return errors.Join(clearDead(ctx, dir), unseal(dir))
+		}
 	}
 	ok, err := v.serving()
 	if err != nil {
@@ -200,7 +211,17 @@ func (s *Set) Unstage(ctx context.Context, id config.VolumeID, dir string) error
 	if err := drain(ctx, v.mounted); err != nil {
 		return fmt.Errorf("volume %s: %w: %w", id, ErrUndrained, err)
 	}
-	return s.closeVolume(ctx, v, false)
+	if err := s.closeVolume(ctx, v, false); err != nil {
+		return err
+	}
+	others, err := s.marks(id)
+	if err != nil {
+		return err
+	}
+	if len(others) > 0 {
+		return fmt.Errorf("volume %s: %w: an earlier mount of it, with another endpoint in its secret, ended before it was drained", id, ErrUndrained)
+	}
+	return nil
 }
 
 // drain leaves some of the caller's time for the rest.
@@ -224,21 +245,28 @@ func (s *Set) closeVolume(ctx context.Context, v *staged, lazy bool) error {
 	return errors.Join(s.nest(v.request).vacate(true), unseal(v.request.Dir))
 }
 
-// unstageUnserved is Unstage where this process has no mount at dir.
-func (s *Set) unstageUnserved(ctx context.Context, id config.VolumeID, dir string, nowhere bool) error {
-	if err := clearDead(ctx, dir); err != nil {
-		return err
+// revive mounts a volume that a dead process left undrained, with what its mark says and with the secret that its cluster
+// knows: an unstage carries none. It returns nil for a volume that is drained.
+func (s *Set) revive(ctx context.Context, id config.VolumeID, dir string) (*staged, error) {
+	marks, err := s.marks(id)
+	if err != nil || len(marks) == 0 {
+		return nil, err
 	}
-	if nowhere {
-		left, err := s.undrained(id)
-		if err != nil {
-			return err
-		}
-		if left {
-			return fmt.Errorf("volume %s: %w: its mount ended before it was drained, and an unstage carries no credentials; use the volume on this node once more, or take its data out with 'csi-s3 recover'", id, ErrUndrained)
-		}
+	const advice = "use the volume on this node once more to have it uploaded"
+	if s.Secret == nil {
+		return nil, errors.New("an unstage carries no credentials; " + advice)
 	}
-	return unseal(dir)
+	secret, err := s.Secret(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("an unstage carries no credentials, and those of the volume cannot be had (%w); %s", err, advice)
+	}
+	r := StageRequest{ID: id, Dir: dir, Secret: secret}
+	m, ok := marks[s.nest(r).mark]
+	if !ok {
+		return nil, fmt.Errorf("its secret is of endpoint %s now, and the data is for another one; %s, with the old secret", secret.Endpoint, advice)
+	}
+	r.Options = m.Options
+	return s.mount(ctx, r)
 }
 
 // nest is where a volume's cache and mark are; doc.go draws it. The names are hashes, since neither IDs nor endpoints are
@@ -252,7 +280,10 @@ func (s *Set) nest(r StageRequest) nest {
 	return nest{dir: dir, cache: cache, mark: cache + undrainedSuffix}
 }
 
-const undrainedSuffix = ".undrained"
+const (
+	undrainedSuffix = ".undrained"
+	newSuffix       = ".new" // of a mark that is being written
+)
 
 func (s *Set) volumeDir(id config.VolumeID) string {
 	return filepath.Join(s.CacheDir, "volumes", hashName(id.String()))
@@ -263,25 +294,42 @@ func hashName(name string) string {
 	return hex.EncodeToString(sum[:16])
 }
 
+// mark is what the mark of a volume says: how it is mounted, without the secret.
+type mark struct {
+	Volume  string       `json:"volume"`
+	Options config.Mount `json:"options"`
+}
+
 // occupy makes the mark durable. fresh is false when a dead process left one.
-func (s *Set) occupy(n nest, id config.VolumeID) (fresh bool, err error) {
+func (s *Set) occupy(n nest, r StageRequest) (fresh bool, err error) {
 	s.nests.Lock()
 	defer s.nests.Unlock()
 	if err := os.MkdirAll(n.dir, 0o700); err != nil {
 		return false, fmt.Errorf("cache directory: %w", err)
 	}
-	f, err := os.OpenFile(n.mark, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return false, nil
+	_, err = os.Lstat(n.mark)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, fmt.Errorf("cache directory: %w", err)
 	}
+	fresh = err != nil
+	text, err := json.Marshal(mark{Volume: r.ID.String(), Options: r.Options})
 	if err != nil {
 		return false, fmt.Errorf("cache directory: %w", err)
 	}
-	_, err = fmt.Fprintln(f, id) // for whoever looks into the directory
-	if err := errors.Join(err, f.Sync(), f.Close(), syncDir(n.dir)); err != nil {
-		return false, errors.Join(fmt.Errorf("cache directory: %w", err), n.vacate(true))
+	// Replaced as a whole: one that cannot be read would keep the volume from being drained.
+	if err := errors.Join(writeFile(n.mark+newSuffix, text), os.Rename(n.mark+newSuffix, n.mark), syncDir(n.dir)); err != nil {
+		return false, errors.Join(fmt.Errorf("cache directory: %w", err), n.vacate(fresh))
 	}
-	return true, nil
+	return fresh, nil
+}
+
+func writeFile(name string, text []byte) error {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // vacate takes the mark away, if it may.
@@ -303,14 +351,31 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// undrained reports whether a process that mounted the volume died before it was drained.
-func (s *Set) undrained(id config.VolumeID) (bool, error) {
-	entries, err := os.ReadDir(s.volumeDir(id))
+// marks returns what processes that mounted the volume and died before it was drained left, by the path of the mark.
+func (s *Set) marks(id config.VolumeID) (map[string]mark, error) {
+	dir := s.volumeDir(id)
+	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return nil, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("cache directory: %w", err)
+		return nil, fmt.Errorf("cache directory: %w", err)
 	}
-	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return strings.HasSuffix(e.Name(), undrainedSuffix) }), nil
+	found := map[string]mark{}
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), undrainedSuffix) {
+			continue
+		}
+		path := filepath.Join(dir, e.Name())
+		var m mark
+		text, err := os.ReadFile(path)
+		if err == nil {
+			err = json.Unmarshal(text, &m)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("mark %s of the cache directory: %w", path, err)
+		}
+		found[path] = m
+	}
+	return found, nil
 }
