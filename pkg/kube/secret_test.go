@@ -135,7 +135,7 @@ func TestSecret(t *testing.T) {
 				t.Fatalf("%v, %v", got, err)
 			}
 			for _, sentinel := range []error{kube.ErrNotFound, kube.ErrForbidden, config.ErrSecret} {
-				if is := errors.Is(err, sentinel); is != (sentinel == test.is) {
+				if is, want := errors.Is(err, sentinel), errors.Is(test.is, sentinel); is != want {
 					t.Errorf("%v: is %v: %v", err, sentinel, is)
 				}
 			}
