@@ -59,6 +59,7 @@ func ownMounts(t *testing.T) bool {
 // process is a csi-s3 driver with its directories.
 type process struct {
 	binary, dir, socket string
+	node                string
 
 	cmd *exec.Cmd
 	log *buffer
@@ -82,7 +83,10 @@ func (b *buffer) String() string {
 }
 
 // newProcess builds the driver and starts it. When the test ends it must stop by itself and leave no mount.
-func newProcess(t *testing.T) *process {
+func newProcess(t *testing.T) *process { return newProcessOn(t, "node-1") }
+
+// newProcessOn is newProcess for a node of that name. All that two nodes do not share, two processes do not share either.
+func newProcessOn(t *testing.T, node string) *process {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "csi") // a socket's path must be short
 	if err != nil {
@@ -91,7 +95,7 @@ func newProcess(t *testing.T) *process {
 	if dir, err = filepath.EvalSymlinks(dir); err != nil {
 		t.Fatal(err)
 	}
-	p := &process{binary: filepath.Join(dir, "csi-s3"), dir: dir, socket: filepath.Join(dir, "csi.sock"), log: &buffer{}}
+	p := &process{binary: filepath.Join(dir, "csi-s3"), dir: dir, socket: filepath.Join(dir, "csi.sock"), node: node, log: &buffer{}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("log of the driver:\n%s", p.log)
@@ -125,7 +129,7 @@ func newProcess(t *testing.T) *process {
 
 func (p *process) start(t *testing.T) {
 	t.Helper()
-	p.cmd = exec.Command(p.binary, "driver", "--mode=all", "--node-id=node-1", "--endpoint=unix://"+p.socket, "--cache-dir="+filepath.Join(p.dir, "cache"), "--log-level=debug")
+	p.cmd = exec.Command(p.binary, "driver", "--mode=all", "--node-id="+p.node, "--endpoint=unix://"+p.socket, "--cache-dir="+filepath.Join(p.dir, "cache"), "--log-level=debug")
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
