@@ -70,7 +70,7 @@ func (d *Driver) Serve(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	srv := grpc.NewServer(grpc.ChainUnaryInterceptor(d.observe, d.recoverPanic))
+	srv := grpc.NewServer(grpc.ChainUnaryInterceptor(d.observe, d.inTime, d.recoverPanic))
 	csi.RegisterIdentityServer(srv, d)
 	if d.opt.Provisioner != nil {
 		csi.RegisterControllerServer(srv, d)

@@ -38,6 +38,7 @@ type volumes struct {
 	err   error
 	stats volume.Stats
 	hold  chan struct{} // calls wait for it to be closed, if set
+	slow  bool          // stages wait for their context's end
 }
 
 func (v *volumes) answer(call any) error {
@@ -51,7 +52,12 @@ func (v *volumes) answer(call any) error {
 	return err
 }
 
-func (v *volumes) Stage(_ context.Context, r volume.StageRequest) error     { return v.answer(r) }
+func (v *volumes) Stage(ctx context.Context, r volume.StageRequest) error {
+	if v.slow {
+		<-ctx.Done()
+	}
+	return v.answer(r)
+}
 func (v *volumes) Publish(_ context.Context, r volume.PublishRequest) error { return v.answer(r) }
 func (v *volumes) Unstage(_ context.Context, id config.VolumeID, dir string) error {
 	return v.answer([2]string{id.String(), dir})
@@ -693,4 +699,14 @@ func leaveSocket(t *testing.T, path string) {
 	}
 	l.SetUnlinkOnClose(false)
 	l.Close()
+}
+
+// A call that takes all the time that its caller has still says what it waits for.
+func TestAnswerInTime(t *testing.T) {
+	r := start(t, nil)
+	r.volumes.slow, r.volumes.err = true, fmt.Errorf("the server is away: %w", volume.ErrUnavailable)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	_, err := r.node.NodeStageVolume(ctx, stage())
+	wantCode(t, err, codes.Unavailable, "the server is away")
 }

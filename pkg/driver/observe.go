@@ -51,6 +51,20 @@ func quiet(method string) bool {
 	return true
 }
 
+// answerReserve is what a call leaves of its caller's time, at most.
+const answerReserve = 2 * time.Second
+
+// inTime ends a call before its caller stops to wait for it: gRPC would answer the caller that a deadline is exceeded,
+// and what a person reads in the event would not be what is wrong.
+func (d *Driver) inTime(ctx context.Context, request any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	if end, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, end.Add(-min(answerReserve, time.Until(end)/10)))
+		defer cancel()
+	}
+	return next(ctx, request)
+}
+
 // recoverPanic turns a panic into Internal: one bad call must not take the mounts of all others away.
 func (d *Driver) recoverPanic(ctx context.Context, request any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (response any, err error) {
 	defer func() {

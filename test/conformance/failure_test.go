@@ -2,6 +2,7 @@ package conformance_test
 
 import (
 	"context"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -75,6 +76,21 @@ func TestWrongAccess(t *testing.T) {
 	refused(codes.PermissionDenied, func(s map[string]string) { s["secretAccessKey"] = "wrong" })
 	refused(codes.PermissionDenied, func(s map[string]string) { s["accessKeyID"] = "nobody" })
 	refused(codes.Unavailable, func(s map[string]string) { s["endpoint"] = "http://127.0.0.1:1" })
+
+	// A server that takes connections and says nothing: the answer comes before the caller's patience ends, and says
+	// which server it is.
+	silent, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	check(t, err)
+	defer silent.Close()
+	deaf := *k
+	deaf.secrets = secrets(server)
+	deaf.secrets["endpoint"] = "http://" + silent.Addr().String()
+	var cancel context.CancelFunc
+	deaf.ctx, cancel = context.WithTimeout(k.ctx, 10*time.Second)
+	defer cancel()
+	if err := deaf.create("pvc-deaf", nil); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), silent.Addr().String()) {
+		t.Errorf("create on a silent server: %v", err)
+	}
 
 	none := *k
 	none.volume = &csi.Volume{VolumeId: "no-such-bucket"}

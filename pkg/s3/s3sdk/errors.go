@@ -127,6 +127,9 @@ func (b *bucket) failure(ctx context.Context, op string, key s3.Key, x *exchange
 		}
 	case ctx.Err() != nil:
 		e.kind, e.cause, e.refused = s3.ErrUnavailable, ctx.Err(), !x.sent
+		if errors.Is(e.cause, context.DeadlineExceeded) {
+			e.Detail = "no answer from " + b.cfg.Endpoint
+		}
 	case !x.sent:
 		// The SDK refused the input; its text names fields, not contents.
 		e.kind, e.Detail, e.refused = s3.ErrInvalid, b.redact(err.Error()), true

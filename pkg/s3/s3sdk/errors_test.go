@@ -356,7 +356,7 @@ func TestCancelEndsACall(t *testing.T) {
 	defer cancel()
 	start := time.Now()
 	_, err := b.Head(ctx, "k")
-	if !errors.Is(err, s3.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
+	if !errors.Is(err, s3.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), s.URL) {
 		t.Error(err)
 	}
 

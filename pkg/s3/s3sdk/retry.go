@@ -33,11 +33,16 @@ type call struct {
 // do runs attempts until one succeeds, fails for good, or is the last.
 func (b *bucket) do(ctx context.Context, c call, attempt func(ctx context.Context, api *sdk.Client) error) error {
 	ambiguous := false
+	var last *Error
 	for n := 1; ; n++ {
 		e := b.once(ctx, c, attempt)
 		if e == nil {
 			return nil
 		}
+		if ctx.Err() != nil && last != nil {
+			e.cause = errors.Join(e.cause, last) // why there was a next attempt for the context to end
+		}
+		last = e
 		if ambiguous && c.echo != nil && errors.Is(e, c.echo) {
 			e.kind, e.Detail = s3.ErrUnavailable, "an earlier attempt may have been applied"
 			return e
