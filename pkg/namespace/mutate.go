@@ -335,10 +335,12 @@ func (t *Tree) Rename(op Op, oldDir inode.Ino, oldName string, newDir inode.Ino,
 		changed = append(changed, t.bind(od, oldName, x, now)...)
 		x.attr.Ctime = now
 		t.settleOrigin(x, xOrigin)
+		t.leaveCopies(x)
 		t.touchAll(x, now)
 		changed = append(changed, x)
 	}
 	t.settleOrigin(n, origin)
+	t.leaveCopies(n)
 	t.touchAll(n, now)
 	if od != t.root && !od.local && !od.wantMarker && len(od.objs) == 0 {
 		changed = append(changed, t.track(od)...)
@@ -368,19 +370,39 @@ func (t *tree) origins(n *node) s3.Key {
 	return p
 }
 
-// settleOrigin notes where the untracked children of a renamed directory lie, unless its name says it already.
+// settleOrigin notes where the untracked children of a renamed directory lie, unless its name says it already. While a
+// Move of a directory above has them on its way, the directory goes by itself, also when it has come back: the Move
+// passed over some of them meanwhile.
 func (t *tree) settleOrigin(n *node, origin s3.Key) {
 	if !n.isDir() || n.local {
 		return
 	}
 	n.origin = ""
-	if p, ok := t.remotePrefix(n); !ok || p != origin || n.heading != "" {
+	if p, ok := t.remotePrefix(n); !ok || p != origin || n.heading != "" || len(t.copies(n, origin)) > 0 {
 		n.origin = origin
 	}
-	// A Move of a directory above may have copied some of them before they went another way.
+	t.noteMoved(n)
+}
+
+// copies are the places to which Moves of directories above have begun to copy what lies at origin.
+func (t *tree) copies(n *node, origin s3.Key) []s3.Key {
+	var at []s3.Key
 	for d := range t.moved {
-		if d != n && d.heading != "" && n.origin != d.origin && isUnder(n.origin, d.origin) && !n.inside(d) {
-			n.purges = append(n.purges, purge{src: d.heading + n.origin[len(d.origin):], dst: n.origin})
+		if d != n && d.heading != "" && origin != d.origin && isUnder(origin, d.origin) {
+			at = append(at, d.heading+origin[len(d.origin):])
+		}
+	}
+	return at
+}
+
+// leaveCopies notes what a Move of a directory above may have copied of a renamed directory's children.
+func (t *tree) leaveCopies(n *node) {
+	if n.origin == "" {
+		return
+	}
+	for _, at := range t.copies(n, n.origin) {
+		if p := (purge{src: at, dst: n.origin}); !slices.Contains(n.purges, p) {
+			n.purges = append(n.purges, p)
 		}
 	}
 	t.noteMoved(n)

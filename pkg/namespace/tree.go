@@ -370,7 +370,7 @@ func (t *tree) track(n *node) []*node {
 	t.claimCopies(n)
 	if n.isDir() && len(n.objs) > 0 {
 		n.wantMarker = true
-		if n != t.root && len(n.links) > 0 && n.objAt(t.wantKeys(n)[0]) == nil {
+		if n != t.root && len(n.links) > 0 && (len(n.objs) > 1 || n.objAt(t.wantKeys(n)[0]) == nil) {
 			t.touch(n, t.opt.Now()) // a directory above it was renamed, and its move passes tracked markers over
 		}
 	}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -192,5 +194,122 @@ func TestDirectoriesCross(t *testing.T) {
 		v.flush()
 		v.wantObjects("a/a/c/c", "BACC", "a/b/a", "A", "d/", "", "e/c", "DC")
 		v.wantNames("d")
+	}
+}
+
+// TestADirectoryMeetsAMove: a directory that is renamed while the objects of the one above it are on their way, some of
+// its own already copied, is found under its new name alone, at any time.
+func TestADirectoryMeetsAMove(t *testing.T) {
+	for name, test := range map[string]struct {
+		to   []string // the names that b/d gets, one after the other
+		want []string
+	}{
+		"inside":          {[]string{"b/f"}, []string{"b/f/1", "1", "b/f/2", "2", "b/z", "3"}},
+		"deeper":          {[]string{"b/e/f"}, []string{"b/e/", "", "b/e/f/1", "1", "b/e/f/2", "2", "b/z", "3"}},
+		"inside and back": {[]string{"b/f", "b/d"}, []string{"b/d/1", "1", "b/d/2", "2", "b/z", "3"}},
+		"out":             {[]string{"f"}, []string{"f/1", "1", "f/2", "2", "b/z", "3"}},
+		"out and back":    {[]string{"f", "b/d"}, []string{"b/d/1", "1", "b/d/2", "2", "b/z", "3"}},
+		"to the old name": {[]string{"a"}, []string{"a/1", "1", "a/2", "2", "b/z", "3"}},
+	} {
+		for _, fails := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, broken off: %v", name, fails), func(t *testing.T) {
+				v := newVolume(t, config{settle: 1})
+				v.bucket.NoCopyCondition = true
+				v.put("a/d/1", "1")
+				v.put("a/d/2", "2")
+				v.put("a/z", "3")
+				if name == "deeper" {
+					v.put("a/e/", "")
+				}
+				copied, goOn := make(chan struct{}, 100), make(chan struct{})
+				var copies atomic.Int32
+				v.faulty(func(op s3fault.Op) s3fault.Action {
+					switch {
+					case op.Name != "Copy":
+					case op.Key == "b/d/1" || op.Key == "b/d/2":
+						copies.Add(1)
+					case op.Key == "b/z": // the others are copied
+						for copies.Load() < 2 {
+							time.Sleep(time.Millisecond)
+						}
+						time.Sleep(5 * time.Millisecond)
+						copied <- struct{}{}
+						<-goOn
+						if fails {
+							return s3fault.FailBefore(s3.ErrInvalid)
+						}
+					}
+					return s3fault.Action{}
+				})
+				v.ok(v.rename("a", "b", 0))
+				<-copied
+				if fails {
+					close(goOn)
+					v.kill()
+				}
+				now := "b/d"
+				names := func() {
+					t.Helper()
+					want := map[string]string{}
+					for i := 0; i < len(test.want); i += 2 {
+						if !strings.HasSuffix(test.want[i], "/") {
+							want[strings.Replace(test.want[i], test.to[len(test.to)-1]+"/", now+"/", 1)] = test.want[i+1]
+						}
+					}
+					got := map[string]string{}
+					var walk func(at string)
+					walk = func(at string) {
+						list, err := v.tryList(at)
+						v.ok(err)
+						for _, n := range list {
+							n = strings.TrimPrefix(at+"/"+n, "/")
+							a, err := v.walk(n)
+							v.ok(err)
+							if a.IsDir() {
+								if n != "b" && n != "b/e" && n != now {
+									t.Errorf("there is a directory %q, %q is called %q now", n, "b/d", now)
+								}
+								walk(n)
+								continue
+							}
+							got[n], err = v.tryRead(n)
+							v.ok(err)
+						}
+					}
+					walk("")
+					if !maps.Equal(got, want) {
+						t.Errorf("called %q the files are %q, want %q", now, got, want)
+					}
+				}
+				for _, to := range test.to {
+					v.ok(v.rename(now, to, 0))
+					now = to
+					names()
+				}
+				if !fails {
+					close(goOn)
+				}
+				v.faulty(nil)
+				for range 20 {
+					v.pass(2 * time.Minute)
+					names()
+					time.Sleep(500 * time.Microsecond)
+				}
+				v.flush()
+				names()
+				v.kill()
+				v.flush()
+				names()
+				got := v.objects()
+				delete(got, "b/") // a directory that lost a name has a marker
+				want := map[string]string{}
+				for i := 0; i < len(test.want); i += 2 {
+					want[test.want[i]] = test.want[i+1]
+				}
+				if !maps.Equal(got, want) {
+					t.Errorf("the bucket has %q, want %q", got, want)
+				}
+			})
+		}
 	}
 }
