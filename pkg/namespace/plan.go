@@ -318,7 +318,7 @@ func (t *tree) planDelete(n *node, keep []s3.Key, done verdict) (*Task, verdict)
 			done = blocked
 			continue
 		}
-		return &Task{Verb: Delete, Key: o.key, Unsure: o.unsure}, inSync
+		return &Task{Verb: Delete, Key: o.key, Unsure: o.unsure, Source: Source{o.key, o.etag, o.size}}, inSync
 	}
 	return nil, done
 }

@@ -14,8 +14,8 @@ const (
 	Put Verb = iota + 1
 	// Copy makes Key from Source on the server, with the task's attributes; it replaces attributes when Key is Source.Key.
 	Copy
-	// Delete removes Key. With Unsure set it removes only an object of ours (see Tree.Ours): nobody knows whether there
-	// is one, and one of others stays.
+	// Delete removes Key, if it holds Source or another object of ours (see Tree.Ours): what others wrote there stays.
+	// With Unsure set nobody knows whether there is one of ours, and Source says nothing.
 	Delete
 	// Move copies every object below SrcPrefix that Skip does not name to DstPrefix, checks the copies, and is then done:
 	// Commit switches the directory over and a Purge of the source follows.
@@ -36,7 +36,7 @@ type Task struct {
 	Content              bool          // Put: body is the cached file
 	Unsure               bool          // Delete
 	Body                 []byte        // Put without Content: symlink target, or nothing
-	Source               Source        // Copy: from where. Put: the object behind missing ranges; Key "" when there is none
+	Source               Source        // Copy: from where. Put: the object behind missing ranges; Key "" when there is none. Delete: what to remove
 	SrcPrefix, DstPrefix s3.Key
 	Attempts             int   // failures so far
 	LastErr              error // the last one

@@ -11,7 +11,7 @@
 //   - Only an upload that this process created is ever aborted.
 //
 // A server that ignores conditions on the destination of a copy leaves a window: the destination is looked at before the
-// copy, and what others write there in between is overwritten.
+// copy, and what others write there in between is overwritten. A delete has the same window on every server.
 //
 // Tasks are short (one request and perhaps a HEAD) or long (multipart, directories). Short ones share Options.Meta
 // slots; long ones wait for slots of their own, so that a big upload never holds up a small one. All goroutines belong

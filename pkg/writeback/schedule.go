@@ -188,16 +188,14 @@ func (e *Executor) do(k *namespace.Task) error {
 
 // delete removes the task's object. What it leaves, because it is not ours, is returned.
 func (e *Executor) delete(ctx context.Context, k *namespace.Task) (s3.Info, error) {
-	if k.Unsure {
-		info, err := e.bucket.Head(ctx, k.Key)
-		switch {
-		case errors.Is(err, s3.ErrNotExist):
-			return s3.Info{}, nil
-		case err != nil:
-			return s3.Info{}, err
-		case !e.tree.Ours(k, info):
-			return info, nil
-		}
+	info, err := e.bucket.Head(ctx, k.Key)
+	switch {
+	case errors.Is(err, s3.ErrNotExist):
+		return s3.Info{}, nil
+	case err != nil:
+		return s3.Info{}, err
+	case (k.Unsure || info.ETag != k.Source.ETag) && !e.tree.Ours(k, info):
+		return info, nil
 	}
 	return s3.Info{}, e.bucket.Delete(ctx, k.Key)
 }

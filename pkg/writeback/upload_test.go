@@ -299,6 +299,30 @@ func TestConflictOfAChange(t *testing.T) {
 	r.holds(keys[1], old)
 }
 
+// TestDeleteLeavesWhatOthersWrote: a file is removed here while it is open, so its object goes later; by then others have
+// put theirs in its place.
+func TestDeleteLeavesWhatOthersWrote(t *testing.T) {
+	for _, ours := range []bool{false, true} {
+		r := newRig(t, small)
+		r.put("file", noise(1000))
+		ino := r.learn("file")
+		if ours {
+			r.write(ino, 0, noise(100))
+			r.flush()
+		}
+		r.ok(r.tree.Opened(ino))
+		r.ok(r.tree.Unlink(namespace.Op{}, inode.Root, "file"))
+		r.put("file", []byte("theirs"))
+		r.tree.Released(ino)
+		r.flush()
+		r.holds("file", []byte("theirs"))
+		r.settled()
+		if res, err := r.tree.Resolve(inode.Root, "file"); err != nil || res.Absent {
+			t.Errorf("their file is hidden: %+v, %v", res, err)
+		}
+	}
+}
+
 // With Overwrite the last one wins.
 func TestConflictOverwrite(t *testing.T) {
 	r := newRig(t, small)
