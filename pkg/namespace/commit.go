@@ -69,8 +69,8 @@ func (t *Tree) Commit(k *Task, info s3.Info, moved map[s3.Key]s3.Info, write fun
 	case Move:
 		changed = append(changed, t.movedTo(k, moved)...)
 	case Purge:
-		if k.DstPrefix != "" && (t.under[k.SrcPrefix] > 0 || t.owner[k.SrcPrefix] != nil) {
-			// Objects of tracked inodes are left, which go by themselves. Until then the prefix is no directory.
+		if k.DstPrefix != "" && (t.under[k.SrcPrefix] > 0 || t.owner[k.SrcPrefix] != nil || t.leaving(k.SrcPrefix, n)) {
+			// Objects of tracked inodes or other directories are left, which go by themselves. Until then the prefix is no directory.
 			n.purges[0].dst = ""
 			break
 		}

@@ -370,7 +370,7 @@ func (t *tree) planDir(n *node) (*Task, verdict) {
 		if t.anyBusy(p.src) || p.dst != "" && t.anyBusy(p.dst) {
 			return nil, blocked
 		}
-		if p.dst == "" && !t.clearBelow(p.src, n, true, false) {
+		if p.dst == "" && (!t.clearBelow(p.src, n, true, false) || t.leaving(p.src, n)) {
 			return nil, blocked
 		}
 		return &Task{Verb: Purge, SrcPrefix: p.src, DstPrefix: p.dst}, inSync
@@ -408,8 +408,11 @@ func (t *tree) planDir(n *node) (*Task, verdict) {
 // canMove says that nothing is in the way of a directory's objects: no directory above it has to move first, nobody
 // else's objects are left at the destination, and no other directory is on its way over either prefix.
 func (t *tree) canMove(n *node, dst s3.Key) bool {
+	first := func(p purge) bool { // it does not wait for n to leave
+		return p.dst != "" || !isUnder(n.origin, p.src) || overlap(p.src, dst)
+	}
 	for a := n.links[0].dir; a != t.root; a = a.links[0].dir {
-		if a.origin != "" && a.origin != t.wantPrefix(a) || len(a.purges) > 0 {
+		if a.origin != "" && a.origin != t.wantPrefix(a) || slices.ContainsFunc(a.purges, first) {
 			return false
 		}
 	}
@@ -428,7 +431,7 @@ func (t *tree) canMove(n *node, dst s3.Key) bool {
 		crosses := func(prefix s3.Key) bool {
 			return prefix != "" && (overlap(prefix, dst) || !inside && overlap(prefix, n.origin))
 		}
-		if crosses(d.heading) || slices.ContainsFunc(d.purges, func(p purge) bool { return crosses(p.src) || crosses(p.dst) }) {
+		if crosses(d.heading) || slices.ContainsFunc(d.purges, func(p purge) bool { return first(p) && (crosses(p.src) || crosses(p.dst)) }) {
 			return false
 		}
 		if d.origin != "" && len(d.links) > 0 && d.origin != t.wantPrefix(d) && overlap(d.origin, dst) {
@@ -478,6 +481,19 @@ func (t *tree) clearBelow(prefix s3.Key, n *node, inside, overwrite bool) bool {
 		free = false
 	}
 	return free
+}
+
+// leaving says that directories which left a prefix still have their objects below it, and asks those to go. Until then
+// the prefix must stay hidden: it would be seen as a directory again.
+func (t *tree) leaving(prefix s3.Key, n *node) bool {
+	left := false
+	for d := range t.moved {
+		if d != n && d.origin != prefix && isUnder(d.origin, prefix) && len(d.links) > 0 && d.origin != t.wantPrefix(d) {
+			t.askAway(d, n)
+			left = true
+		}
+	}
+	return left
 }
 
 // relax stops tracking a settled node, and then the directories above it, where the bucket alone now says it all. It
