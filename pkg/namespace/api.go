@@ -10,14 +10,15 @@ import (
 
 // Errors of the tree.
 var (
-	ErrStale    = errors.New("stale inode") // the inode number is unknown (ESTALE)
-	ErrNotExist = errors.New("no such file or directory")
-	ErrExist    = errors.New("file exists")
-	ErrNotDir   = errors.New("not a directory")
-	ErrIsDir    = errors.New("is a directory")
-	ErrNotEmpty = errors.New("directory not empty")
-	ErrInvalid  = errors.New("invalid argument")
-	ErrTooMany  = errors.New("attributes do not fit into the object's metadata") // ENOSPC
+	ErrStale        = errors.New("stale inode") // the inode number is unknown (ESTALE)
+	ErrNotExist     = errors.New("no such file or directory")
+	ErrExist        = errors.New("file exists")
+	ErrNotDir       = errors.New("not a directory")
+	ErrIsDir        = errors.New("is a directory")
+	ErrNotEmpty     = errors.New("directory not empty")
+	ErrInvalid      = errors.New("invalid argument")
+	ErrTooMany      = errors.New("attributes do not fit into the object's metadata") // ENOSPC
+	ErrTooManyLinks = errors.New("too many names")                                   // EMLINK
 	// ErrChanged: the directory changed since Resolve; resolve again.
 	ErrChanged = errors.New("directory changed meanwhile")
 )

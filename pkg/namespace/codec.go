@@ -28,8 +28,12 @@ const (
 	metaWriteID = "csi-s3-write-id" // WRITER-INO-SEQ, plain ASCII
 )
 
-// maxMeta is what S3 allows for the user metadata of an object: bytes of all keys and values.
-const maxMeta = 2048
+// maxMeta is what S3 allows for the user metadata of an object: bytes of all keys and values. Some servers (MinIO) count
+// the prefix that the keys have on the wire, too.
+const (
+	maxMeta    = 2048
+	metaPrefix = "x-amz-meta-"
+)
 
 // codecDefaults stand in for attributes that an object does not carry.
 type codecDefaults struct {
@@ -173,7 +177,7 @@ func encodeAttr(attr inode.Attr, target string, xattrs map[string][]byte, extra 
 	m[metaWriteID] = writeID
 	size := 0
 	for k, v := range m {
-		size += len(k) + len(v)
+		size += len(metaPrefix) + len(k) + len(v)
 	}
 	if size > maxMeta {
 		return nil, fmt.Errorf("%d bytes of metadata, S3 takes %d: %w", size, maxMeta, ErrTooMany)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/csi-s3/csi-s3/pkg/inode"
+	"github.com/csi-s3/csi-s3/pkg/journal"
 	"github.com/csi-s3/csi-s3/pkg/s3"
 )
 
@@ -70,7 +71,7 @@ func (t *Tree) Create(op Op, dir inode.Ino, name string, version uint64, attr in
 	case inode.ModeSymlink:
 		n.attr.Size = int64(len(target))
 	}
-	if _, err := encodeAttr(n.attr, target, nil, nil, t.opt.WriterID+"-18446744073709551615-18446744073709551615"); err != nil {
+	if err := t.fits(n, n.attr, nil); err != nil {
 		delete(t.nodes, n.attr.Ino)
 		return Node{}, fmt.Errorf("%q: %w", name, err)
 	}
@@ -80,6 +81,13 @@ func (t *Tree) Create(op Op, dir inode.Ino, name string, version uint64, attr in
 		return Node{}, err
 	}
 	return n.copyOut(), nil
+}
+
+// fits says with ErrTooMany that a node's object could not hold its attributes: to be asked before each change that makes
+// such an object, since afterwards there is nobody to tell. Others may have filled the object's metadata with theirs.
+func (t *tree) fits(n *node, attr inode.Attr, xattrs map[string][]byte) error {
+	_, err := encodeAttr(attr, n.target, xattrs, n.extra, t.opt.WriterID+"-18446744073709551615-18446744073709551615")
+	return err
 }
 
 // Tmpfile makes a regular file without a name, as O_TMPFILE: it ends with its last open handle unless Link gives it a
@@ -108,7 +116,20 @@ func (t *Tree) Tmpfile(op Op, dir inode.Ino, attr inode.Attr) (Node, error) {
 	return n.copyOut(), nil
 }
 
-// Link gives ino another name.
+// maxLinkBytes is what the names of an inode, and an old and a new object for each, may take in its record. It is well
+// below journal.MaxRecord, because a directory above may get a longer name.
+const maxLinkBytes = journal.MaxRecord / 4
+
+// linkable says that the record of a node has room for another name.
+func (t *tree) linkable(n *node) bool {
+	size := 0
+	for i, key := range t.wantKeys(n) {
+		size += len(n.links[i].name) + 2*(len(key)+64)
+	}
+	return size < maxLinkBytes
+}
+
+// Link gives ino another name. ErrTooManyLinks when it has about a thousand.
 func (t *Tree) Link(op Op, ino, dir inode.Ino, name string, version uint64) (Node, error) {
 	t.mu.Lock()
 	defer t.unlock()
@@ -124,6 +145,11 @@ func (t *Tree) Link(op Op, ino, dir inode.Ino, name string, version uint64) (Nod
 		return Node{}, fmt.Errorf("%q: %w", name, ErrIsDir)
 	case len(n.links) == 0 && !n.unnamed:
 		return Node{}, fmt.Errorf("inode %d was removed: %w", ino, ErrNotExist)
+	case !t.linkable(n):
+		return Node{}, fmt.Errorf("%q: inode %d has %d names: %w", name, ino, len(n.links), ErrTooManyLinks)
+	}
+	if err := t.fits(n, n.attr, n.xattrs); err != nil {
+		return Node{}, fmt.Errorf("%q: %w", name, err)
 	}
 	now := t.opt.Now()
 	n.unnamed = false
@@ -311,6 +337,14 @@ func (t *Tree) Rename(op Op, oldDir inode.Ino, oldName string, newDir inode.Ino,
 			return fmt.Errorf("%q: %w", newName, ErrIsDir)
 		}
 	}
+	for _, m := range []*node{n, x} {
+		if m == nil || m == x && !exchange {
+			continue
+		}
+		if err := t.fits(m, m.attr, m.xattrs); err != nil {
+			return fmt.Errorf("%q: %w", oldName, err)
+		}
+	}
 	now := t.opt.Now()
 	changed := t.track(n)
 	if exchange {
@@ -428,7 +462,26 @@ func (t *tree) touchAll(n *node, now time.Time) {
 	}
 }
 
-// SetAttr changes attributes. A change of atime alone never goes to the bucket.
+// apply is what becomes of attributes.
+func (p Patch) apply(attr inode.Attr, now time.Time) inode.Attr {
+	attr.Ctime = now
+	for _, set := range []struct{ to, from *time.Time }{{&attr.Atime, p.Atime}, {&attr.Mtime, p.Mtime}, {&attr.Ctime, p.Ctime}} {
+		if set.from != nil {
+			*set.to = *set.from
+		}
+	}
+	for _, set := range []struct{ to, from *uint32 }{{&attr.Uid, p.Uid}, {&attr.Gid, p.Gid}} {
+		if set.from != nil {
+			*set.to = *set.from
+		}
+	}
+	if p.Mode != nil {
+		attr.Mode = attr.Mode&inode.ModeType | *p.Mode&inode.ModePerm
+	}
+	return attr
+}
+
+// SetAttr changes attributes; ErrTooMany as in SetXattr. A change of atime alone never goes to the bucket.
 func (t *Tree) SetAttr(op Op, ino inode.Ino, p Patch) (Node, error) {
 	t.mu.Lock()
 	defer t.unlock()
@@ -439,29 +492,18 @@ func (t *Tree) SetAttr(op Op, ino inode.Ino, p Patch) (Node, error) {
 	if t.broken != nil {
 		return Node{}, t.broken
 	}
-	if p.Atime != nil {
-		n.attr.Atime = *p.Atime
-	}
 	if p.Mode == nil && p.Uid == nil && p.Gid == nil && p.Mtime == nil && p.Ctime == nil {
+		if p.Atime != nil {
+			n.attr.Atime = *p.Atime
+		}
 		return n.copyOut(), nil
 	}
 	now := t.opt.Now()
-	n.attr.Ctime = now
-	if p.Ctime != nil {
-		n.attr.Ctime = *p.Ctime
+	attr := p.apply(n.attr, now)
+	if err := t.fits(n, attr, n.xattrs); err != nil {
+		return Node{}, fmt.Errorf("inode %d: %w", ino, err)
 	}
-	if p.Mode != nil {
-		n.attr.Mode = n.attr.Mode&inode.ModeType | *p.Mode&inode.ModePerm
-	}
-	if p.Uid != nil {
-		n.attr.Uid = *p.Uid
-	}
-	if p.Gid != nil {
-		n.attr.Gid = *p.Gid
-	}
-	if p.Mtime != nil {
-		n.attr.Mtime = *p.Mtime
-	}
+	n.attr = attr
 	return t.changedMeta(op, n, now)
 }
 
@@ -499,7 +541,7 @@ func (t *Tree) SetXattr(op Op, ino inode.Ino, name string, value []byte) error {
 	} else {
 		x[name] = append([]byte{}, value...)
 	}
-	if _, err := encodeAttr(n.attr, n.target, x, n.extra, t.opt.WriterID+"-18446744073709551615-18446744073709551615"); err != nil {
+	if err := t.fits(n, n.attr, x); err != nil {
 		return err
 	}
 	n.xattrs = x
@@ -534,6 +576,9 @@ func (t *Tree) BeginWrite(ino inode.Ino) error {
 func (t *tree) dirty(n *node) error {
 	if len(n.links) == 0 && !n.tracked {
 		return fmt.Errorf("inode %d was removed: %w", n.attr.Ino, ErrStale)
+	}
+	if err := t.fits(n, n.attr, n.xattrs); err != nil {
+		return fmt.Errorf("inode %d: %w", n.attr.Ino, err)
 	}
 	fresh := t.track(n)
 	n.contGen++

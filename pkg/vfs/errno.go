@@ -50,6 +50,7 @@ var errnos = [...]struct {
 	{namespace.ErrNotEmpty, syscall.ENOTEMPTY},
 	{namespace.ErrInvalid, syscall.EINVAL},
 	{namespace.ErrTooMany, syscall.ENOSPC},
+	{namespace.ErrTooManyLinks, syscall.EMLINK},
 
 	{writeback.ErrConflict, syscall.ESTALE},
 

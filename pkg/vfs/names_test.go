@@ -2,6 +2,7 @@ package vfs_test
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"syscall"
@@ -525,4 +526,69 @@ func TestRootAttributes(t *testing.T) {
 		t.Errorf("%+v", a)
 	}
 	v.wantNames("")
+}
+
+// TestNoRoomForAttributes: what an object's metadata cannot hold is refused when it is asked for. Later there is nobody to
+// tell, and the file would never get into the bucket.
+func TestNoRoomForAttributes(t *testing.T) {
+	v := newVolume(t, config{})
+	v.putMeta("full", "foreign", map[string]string{"junk": strings.Repeat("j", 1900)})
+	ino := v.ino("full")
+	mode, uid := uint32(0o600), uint32(math.MaxUint32-1)
+	_, err := v.Write(ctx, root, ino, 0, []byte("x"), 0)
+	v.errno(err, syscall.ENOSPC)
+	v.errno(v.truncate("full", 3), syscall.ENOSPC)
+	_, _, err = v.SetAttr(ctx, root, ino, 0, vfs.SetAttr{Mode: &mode})
+	v.errno(err, syscall.ENOSPC)
+	v.errno(v.rename("full", "other", 0), syscall.ENOSPC)
+	v.errno(v.link("full", "other"), syscall.ENOSPC)
+	v.flush()
+	v.wantFile("full", "foreign")
+	v.ok(v.unlink("full"))
+
+	// The longest target that is taken, and then a change that makes the rest longer.
+	target := strings.Repeat("t", 2000)
+	for err = syscall.ENAMETOOLONG; err != nil; target = target[1:] {
+		err = v.symlink("link", target)
+	}
+	v.write("file", "content")
+	value := make([]byte, 2000)
+	for err = syscall.ENOSPC; err != nil; value = value[1:] {
+		err = v.SetXattr(ctx, root, v.ino("file"), "user.a", value, 0)
+	}
+	for _, name := range []string{"link", "file"} {
+		_, _, err = v.SetAttr(ctx, root, v.ino(name), 0, vfs.SetAttr{Uid: &uid, Gid: &uid})
+		v.errno(err, syscall.ENOSPC)
+	}
+	v.flush()
+	for _, name := range []string{"link", "file"} {
+		info, err := v.bucket.Head(ctx, s3.Key(name))
+		v.ok(err)
+		size := 0
+		for k, val := range info.Meta {
+			size += len("x-amz-meta-") + len(k) + len(val) // as MinIO counts
+		}
+		if size > 2048 {
+			t.Errorf("%q has %d bytes of metadata", name, size)
+		}
+	}
+}
+
+// TestTooManyLinks: the names of an inode that would not fit into one record of the journal.
+func TestTooManyLinks(t *testing.T) {
+	v := newVolume(t, config{})
+	v.write("f", "content")
+	n := 0
+	for err := error(nil); err == nil && n < 10_000; n++ {
+		if err = v.link("f", fmt.Sprintf("%0200d", n)); err != nil {
+			v.errno(err, syscall.EMLINK)
+		}
+	}
+	if n < 300 || n == 10_000 {
+		t.Errorf("%d links", n)
+	}
+	v.ok(v.checkpoint())
+	v.write("g", "more")
+	v.kill()
+	v.wantFile("g", "more")
 }
