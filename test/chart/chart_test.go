@@ -6,8 +6,10 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"testing"
@@ -20,7 +22,10 @@ import (
 	"helm.sh/helm/v3/pkg/lint/support"
 	"helm.sh/helm/v3/pkg/strvals"
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -37,6 +42,9 @@ const readme = "secret.endpoint=http://minio.minio:9000,secret.accessKey=AK,secr
 
 // cases are the values that users come with; each has a golden file of its name.
 var cases = []struct{ name, set string }{
+	// Every key of the older charts, at once; what is set after a file comes on top of it.
+	{"yandex-complete", "@yandex.yaml,secret.accessKey=AK,secret.secretKey=SK"},
+	{"kubeblocks-complete", "@kubeblocks.yaml,secret.accessKey=AK,secret.secretKey=SK"},
 	{"readme", readme},
 	{"yandex", readme + ",storageClass.singleBucket=shared,storageClass.mounter=geesefs," +
 		"storageClass.mountOptions=--memory-limit 1000 --dir-mode 0777 --file-mode 0666,storageClass.reclaimPolicy=Retain," +
@@ -51,6 +59,7 @@ var cases = []struct{ name, set string }{
 		"rbac.secretsInAllNamespaces=true,storageClass.default=true,metrics.enabled=true,controller.replicas=2,secret.name=s3"},
 	{"tls", "secret.endpoint=https://minio.minio,secret.accessKey=AK,secret.secretKey=SK,secret.region=eu,secret.pathStyle=false," +
 		"secret.insecure=true,secret.sessionToken=T,image.tag=dev,imagePullSecrets[0].name=pull"},
+	{"everything", "@everything.yaml"},
 }
 
 func load(t *testing.T) *chart.Chart {
@@ -62,9 +71,22 @@ func load(t *testing.T) *chart.Chart {
 	return c
 }
 
+// parse reads values as --set does; a leading @FILE is --values with a file of testdata/values.
+func parse(set string) (map[string]any, error) {
+	values := map[string]any{}
+	if file, ok := strings.CutPrefix(set, "@"); ok {
+		file, set, _ = strings.Cut(file, ",")
+		var err error
+		if values, err = chartutil.ReadValuesFile(filepath.Join("testdata", "values", file)); err != nil {
+			return nil, err
+		}
+	}
+	return values, strvals.ParseInto(set, values)
+}
+
 // render is helm template: schema, values, templates. It returns one stream of documents and the notes.
 func render(c *chart.Chart, set string) (manifest, notes string, err error) {
-	values, err := strvals.Parse(set)
+	values, err := parse(set)
 	if err != nil {
 		return "", "", err
 	}
@@ -135,7 +157,8 @@ func firstDifference(got, want string) string {
 func decode(t *testing.T, manifest string) []runtime.Object {
 	t.Helper()
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{appsv1.AddToScheme, corev1.AddToScheme, rbacv1.AddToScheme, storagev1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{appsv1.AddToScheme, corev1.AddToScheme, rbacv1.AddToScheme, storagev1.AddToScheme,
+		coordinationv1.AddToScheme, policyv1.AddToScheme, batchv1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			t.Fatal(err)
 		}
@@ -253,6 +276,36 @@ func TestPromises(t *testing.T) {
 	}
 }
 
+// TestClasses checks what storageClasses take from storageClass, and that the driver may read their secrets and no other.
+func TestClasses(t *testing.T) {
+	manifest, _, err := render(load(t), "@everything.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bucket := map[string]string{}
+	var readable []string
+	for _, o := range decode(t, manifest) {
+		switch o := o.(type) {
+		case *storagev1.StorageClass:
+			bucket[o.Name] = o.Parameters["bucket"]
+		case *rbacv1.Role:
+			for _, r := range o.Rules {
+				if slices.Contains(r.Resources, "secrets") {
+					readable = r.ResourceNames
+				}
+			}
+		case *corev1.Secret:
+			t.Errorf("a secret is made beside existingSecret: %s", o.Name)
+		}
+	}
+	if want := map[string]string{"fast": "shared", "models": "models", "own": ""}; !maps.Equal(bucket, want) {
+		t.Errorf("buckets of the classes %v, want %v", bucket, want)
+	}
+	if want := []string{"vault-made", "models"}; !slices.Equal(readable, want) {
+		t.Errorf("the driver may read %v, want %v", readable, want)
+	}
+}
+
 func TestRefused(t *testing.T) {
 	for _, c := range []struct{ name, set, want string }{
 		{"no endpoint", "secret.accessKey=a,secret.secretKey=b", "secret.endpoint is missing"},
@@ -269,6 +322,13 @@ func TestRefused(t *testing.T) {
 		{"driver name", readme + ",driver.name=CSI_S3", "/driver/name"},
 		{"port", readme + ",metrics.port=70000", "/metrics/port"},
 		{"kubelet path", readme + ",kubeletPath=var/lib/kubelet", "/kubeletPath"},
+		{"class without a name", readme + ",storageClasses[0].bucket=a", "name"},
+		{"misspelt key of a class", readme + ",storageClasses[0].name=a,storageClasses[0].buckt=a", "buckt"},
+		{"misspelt resources", readme + ",node.resources.request.cpu=1", "request"},
+		{"misspelt toleration", readme + ",tolerations.node[0].keys=a", "/tolerations"},
+		{"misspelt budget", readme + ",controller.podDisruptionBudget.minAvailable=1", "minAvailable"},
+		{"misspelt affinity", readme + ",affinity.podAfinity.a=b", "podAfinity"},
+		{"class of another mounter", readme + ",storageClasses[0].name=a,storageClasses[0].mounter=s3fs", "mounts by itself"},
 		{"CA", readme + ",secret.caBundle=/etc/ca.pem", "/secret/caBundle"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -286,7 +346,7 @@ func TestRefused(t *testing.T) {
 
 func TestLint(t *testing.T) {
 	for _, c := range cases {
-		values, err := strvals.Parse(c.set)
+		values, err := parse(c.set)
 		if err != nil {
 			t.Fatal(err)
 		}

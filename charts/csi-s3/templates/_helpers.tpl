@@ -16,15 +16,55 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
 {{- define "csi-s3.secretName" -}}
-{{ .Values.secret.name | default (printf "%s-secret" .Values.storageClass.name) }}
+{{ .Values.secret.existingSecret | default .Values.secret.name | default (printf "%s-secret" .Values.storageClass.name) }}
 {{- end }}
 
-{{/* The bucket of all volumes, under either of its names; empty: one bucket for each volume. */}}
+{{/* All classes as a JSON object with the key classes: storageClass first, then storageClasses, each completed by storageClass. */}}
+{{- define "csi-s3.classes" -}}
+{{- $classes := list -}}
+{{- if .Values.storageClass.create -}}
+{{- $classes = append $classes .Values.storageClass -}}
+{{- end -}}
+{{- range $own := .Values.storageClasses -}}
+{{- $class := omit $.Values.storageClass "create" "name" "default" "annotations" -}}
+{{- if or $own.bucket $own.singleBucket -}}
+{{- $class = omit $class "bucket" "singleBucket" -}}
+{{- end -}}
+{{- range $key, $value := $own -}}
+{{- $_ := set $class $key $value -}}
+{{- end -}}
+{{- $classes = append $classes $class -}}
+{{- end -}}
+{{- dict "classes" $classes | toJson -}}
+{{- end }}
+
+{{/* The bucket of all volumes of a class, under either of its names; empty: one bucket for each volume. */}}
 {{- define "csi-s3.bucket" -}}
-{{- if and .Values.storageClass.bucket .Values.storageClass.singleBucket (ne .Values.storageClass.bucket .Values.storageClass.singleBucket) -}}
+{{- if and .bucket .singleBucket (ne .bucket .singleBucket) -}}
 {{- fail "storageClass.bucket and storageClass.singleBucket name different buckets: they are one setting, give one of them" -}}
 {{- end -}}
-{{ .Values.storageClass.bucket | default .Values.storageClass.singleBucket }}
+{{ .bucket | default .singleBucket }}
+{{- end }}
+
+{{/* The secrets of the release's namespace that the driver may read, as a JSON list. */}}
+{{- define "csi-s3.secretNames" -}}
+{{- $names := prepend .Values.rbac.secretNames (include "csi-s3.secretName" .) -}}
+{{- range (include "csi-s3.classes" . | fromJson).classes -}}
+{{- if and .secretName (not (contains "$" .secretName)) (eq (.secretNamespace | default $.Release.Namespace) $.Release.Namespace) -}}
+{{- $names = append $names .secretName -}}
+{{- end -}}
+{{- end -}}
+{{- $names | uniq | toJson -}}
+{{- end }}
+
+{{- define "csi-s3.kubelet" -}}
+{{ .Values.kubeletDir | default .Values.kubeletPath | trimSuffix "/" }}
+{{- end }}
+
+{{- define "csi-s3.pullSecrets" -}}
+{{- with concat (.Values.global.imagePullSecrets | default list) .Values.imagePullSecrets | uniq -}}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end -}}
 {{- end }}
 
 {{- define "csi-s3.endpoint" -}}
@@ -63,7 +103,7 @@ https://oss-{{ $region }}.aliyuncs.com
 {{- if $all -}}
 - operator: Exists
 {{- else -}}
-{{- toYaml $own -}}
+{{- toYaml ($own | default list) -}}
 {{- end -}}
 {{- end }}
 
