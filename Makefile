@@ -11,7 +11,7 @@ export GOFLAGS := $(filter-out -buildvcs=false,$(GOFLAGS)) -buildvcs=false
 # Modules beside the driver's: what is heavy lives there, so that it never enters the driver's go.mod.
 NESTED := $(shell git ls-files '*/go.mod' 2>/dev/null | xargs -r -n1 dirname)
 
-.PHONY: help build demo test conformance soak lint image
+.PHONY: help build demo test conformance soak lint image image-all
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -56,3 +56,7 @@ bin/golangci-lint: test/lint/go.mod
 
 image: ## the container image $(IMAGE); needs docker
 	docker build --build-arg VERSION=$(VERSION) -t $(IMAGE) .
+
+image-all: ## the image $(IMAGE) for amd64 and arm64 as bin/image.tar, an OCI archive; needs docker buildx
+	@mkdir -p bin
+	docker buildx build --platform linux/amd64,linux/arm64 --build-arg VERSION=$(VERSION) -t $(IMAGE) -o type=oci,dest=bin/image.tar .
