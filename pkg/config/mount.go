@@ -18,7 +18,8 @@ type Mount struct {
 	Size       int64         // capacity in bytes, 0 is unlimited
 	Uid, Gid   uint32        // owner of objects that carry no attributes
 	FileMode   os.FileMode   // permission bits of such objects
-	DirMode    os.FileMode   // permission bits of such directories
+	DirMode    os.FileMode   // permission bits of such directories, and os.ModeSetgid
+	Group      uint32        // that pods asked for (fsGroup), which then is Gid too; 0: none. Only CSI sets it
 	Settle     time.Duration // how long a closed file rests before its upload
 	IOTimeout  time.Duration // how long a read or an fsync waits for S3; 0 is for ever
 }

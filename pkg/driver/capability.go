@@ -3,6 +3,7 @@ package driver
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 
@@ -54,9 +55,10 @@ func mountOptions(c *csi.VolumeCapability, a config.Attributes) (config.Mount, e
 		return config.Mount{}, err
 	}
 	if group != "" {
-		// The pod's group may work with what has no attributes of its own.
+		// The pod's group may work with what has no attributes of its own, and what is made there is the group's.
+		parsed.Group = parsed.Gid
 		parsed.FileMode |= 0o060
-		parsed.DirMode |= 0o070
+		parsed.DirMode |= os.ModeSetgid | 0o070
 	}
 	return parsed, nil
 }

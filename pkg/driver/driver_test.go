@@ -479,7 +479,7 @@ func TestStageRequests(t *testing.T) {
 		"group": {&csi.VolumeCapability{
 			AccessMode: &csi.VolumeCapability_AccessMode{Mode: rwo},
 			AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{VolumeMountGroup: "2000"}},
-		}, nil, func(m *config.Mount) { m.Gid, m.FileMode, m.DirMode = 2000, 0o664, 0o775 }},
+		}, nil, func(m *config.Mount) { m.Gid, m.Group, m.FileMode, m.DirMode = 2000, 2000, 0o664, 0o775|os.ModeSetgid }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, p := stage(), publish()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -19,7 +20,7 @@ import (
 // Sentinels of Client. An error that wraps none of them says nothing about the cluster's state.
 var (
 	// ErrNotInCluster: the process has no service account.
-	ErrNotInCluster = rest.ErrNotInCluster
+	ErrNotInCluster = errors.New("no service account")
 	// ErrNotFound: no PersistentVolume of the driver has this ID, or it names no secret, or the secret is not there.
 	ErrNotFound = errors.New("not found in the cluster")
 	// ErrForbidden: the service account may not read it.
@@ -41,9 +42,13 @@ type Client struct {
 }
 
 // InCluster returns a Client with the pod's service account, without asking anything yet. ErrNotInCluster outside of a
-// pod.
+// pod, and in one without a token.
 func InCluster(driver string) (*Client, error) {
 	conf, err := rest.InClusterConfig()
+	if errors.Is(err, rest.ErrNotInCluster) || errors.Is(err, fs.ErrNotExist) {
+		// Not in a pod, or in one that its token is kept from.
+		return nil, fmt.Errorf("%w: %w", ErrNotInCluster, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("service account: %w", err)
 	}

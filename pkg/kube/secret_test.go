@@ -146,10 +146,13 @@ func TestSecret(t *testing.T) {
 	}
 }
 
-// Outside of a pod there is no service account.
+// Outside of a pod there is no service account, and a pod may be kept from its token.
 func TestInCluster(t *testing.T) {
-	t.Setenv("KUBERNETES_SERVICE_HOST", "")
-	if _, err := kube.InCluster("csi-s3.dev"); !errors.Is(err, kube.ErrNotInCluster) {
-		t.Errorf("%v", err)
+	for _, host := range []string{"", "127.0.0.1"} {
+		t.Setenv("KUBERNETES_SERVICE_HOST", host)
+		t.Setenv("KUBERNETES_SERVICE_PORT", "443")
+		if _, err := kube.InCluster("csi-s3.dev"); !errors.Is(err, kube.ErrNotInCluster) {
+			t.Errorf("host %q: %v", host, err)
+		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/csi-s3/csi-s3/pkg/cache"
@@ -111,10 +112,14 @@ func assemble(fsys disk.FS, writer string, spec Spec) *core {
 		id: spec.ID, disk: fsys, policy: policy, usage: &vfs.Usage{}, bucket: spec.Bucket, prefix: spec.Prefix, log: spec.Log,
 		stop: func() {},
 	}
+	dirMode := uint32(o.DirMode.Perm())
+	if o.DirMode&os.ModeSetgid != 0 {
+		dirMode |= syscall.S_ISGID
+	}
 	c.remote = vfs.NewRemote(spec.Bucket, views(), policy.TTL())
 	c.store = cache.New(fsys, cache.Options{})
 	c.tree = namespace.New(namespace.Options{
-		Prefix: spec.Prefix, Uid: o.Uid, Gid: o.Gid, FileMode: uint32(o.FileMode.Perm()), DirMode: uint32(o.DirMode.Perm()),
+		Prefix: spec.Prefix, Uid: o.Uid, Gid: o.Gid, FileMode: uint32(o.FileMode.Perm()), DirMode: dirMode,
 		Overwrite: o.Conflict == "overwrite", WriterID: writer, Settle: o.Settle, MaxAge: max(maxAge, o.Settle),
 		Settled: c.remote.Settled,
 		Gone:    func(ino inode.Ino) { c.fs.Gone(ino) },

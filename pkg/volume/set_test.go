@@ -372,6 +372,34 @@ func TestStageDiffers(t *testing.T) {
 	must(t, n.Unstage(ctx, r.ID, r.Dir))
 }
 
+// Pods with one fsGroup, or with none, may share a volume on a node that a pod with that group mounted. A group that
+// comes later, or a second one, cannot be had.
+func TestStageGroups(t *testing.T) {
+	if !ownMounts(t) {
+		return
+	}
+	n := newNode(t)
+	ctx := t.Context()
+	of := func(group uint32) volume.PublishRequest {
+		r := n.request(t)
+		if group != 0 {
+			r.Options.Gid, r.Options.Group, r.Options.DirMode = group, group, 0o775|os.ModeSetgid
+		}
+		return volume.PublishRequest{StageRequest: r, Target: n.path(t, fmt.Sprint("target-", group))}
+	}
+	for _, c := range []struct{ first, good, bad uint32 }{{2000, 0, 3000}, {2000, 2000, 3000}, {0, 0, 2000}} {
+		must(t, n.Stage(ctx, of(c.first).StageRequest))
+		must(t, n.Publish(ctx, of(c.good)))
+		err := n.Publish(ctx, of(c.bad))
+		mustBe(t, err, volume.ErrNotStaged)
+		if !strings.Contains(err.Error(), fmt.Sprint("fsGroup ", c.bad)) {
+			t.Errorf("%v", err)
+		}
+		must(t, n.Unpublish(ctx, of(c.good).ID, of(c.good).Target))
+		must(t, n.Unstage(ctx, of(c.first).ID, of(c.first).Dir))
+	}
+}
+
 func TestSetPaths(t *testing.T) {
 	if !ownMounts(t) {
 		return

@@ -67,13 +67,24 @@ func (s *Set) stage(ctx context.Context, r StageRequest) (*staged, error) {
 	return s.mount(ctx, r)
 }
 
-// matches compares what is mounted with what is asked for. Secrets may differ: they change in the life of a mount.
+// matches compares what is mounted with what is asked for. Secrets may differ: they change in the life of a mount. Who
+// asks for no group takes the one that is there.
 func (v *staged) matches(r StageRequest) error {
 	if v.request.Dir != r.Dir {
 		return fmt.Errorf("volume %s is staged at %s: %w", r.ID, v.request.Dir, ErrDiffers)
 	}
-	if v.request.Options != r.Options {
-		return fmt.Errorf("volume %s is staged with options %+v, asked for are %+v: %w", r.ID, v.request.Options, r.Options, ErrDiffers)
+	is, want := v.request.Options, r.Options
+	switch {
+	case is.Group == want.Group:
+	case want.Group == 0:
+		want.Group, want.Gid, want.FileMode, want.DirMode = is.Group, is.Gid, is.FileMode, is.DirMode
+	case is.Group == 0:
+		return fmt.Errorf("volume %s is in use on this node by pods without an fsGroup, and one with fsGroup %d cannot share it with them there: %w", r.ID, want.Group, ErrDiffers)
+	default:
+		return fmt.Errorf("volume %s is in use on this node by pods with fsGroup %d, and one with fsGroup %d cannot share it with them there: %w", r.ID, is.Group, want.Group, ErrDiffers)
+	}
+	if is != want {
+		return fmt.Errorf("volume %s is staged with options %+v, asked for are %+v: %w", r.ID, is, want, ErrDiffers)
 	}
 	return nil
 }

@@ -283,7 +283,7 @@ func TestClasses(t *testing.T) {
 		t.Fatal(err)
 	}
 	bucket := map[string]string{}
-	var readable []string
+	readable := map[string][]string{} // secrets by role
 	for _, o := range decode(t, manifest) {
 		switch o := o.(type) {
 		case *storagev1.StorageClass:
@@ -291,7 +291,7 @@ func TestClasses(t *testing.T) {
 		case *rbacv1.Role:
 			for _, r := range o.Rules {
 				if slices.Contains(r.Resources, "secrets") {
-					readable = r.ResourceNames
+					readable[o.Name] = r.ResourceNames
 				}
 			}
 		case *corev1.Secret:
@@ -301,7 +301,8 @@ func TestClasses(t *testing.T) {
 	if want := map[string]string{"fast": "shared", "models": "models", "own": ""}; !maps.Equal(bucket, want) {
 		t.Errorf("buckets of the classes %v, want %v", bucket, want)
 	}
-	if want := []string{"vault-made", "models"}; !slices.Equal(readable, want) {
+	secrets := []string{"vault-made", "models"}
+	if want := map[string][]string{"csi-s3-provisioner": secrets, "csi-s3-node": secrets}; !maps.EqualFunc(readable, want, slices.Equal) {
 		t.Errorf("the driver may read %v, want %v", readable, want)
 	}
 }
