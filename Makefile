@@ -9,9 +9,10 @@ IMAGE   ?= csi-s3:$(VERSION)
 export GOFLAGS := $(filter-out -buildvcs=false,$(GOFLAGS)) -buildvcs=false
 
 # Modules beside the driver's: what is heavy lives there, so that it never enters the driver's go.mod.
-NESTED := $(shell git ls-files '*/go.mod' 2>/dev/null | xargs -r -n1 dirname)
+# test/e2e needs a cluster and has a target of its own; test/e2e/kube is Kubernetes itself and only ever built.
+NESTED := $(filter-out test/e2e%,$(shell git ls-files '*/go.mod' 2>/dev/null | xargs -r -n1 dirname))
 
-.PHONY: help build demo test conformance soak lint image image-all
+.PHONY: help build demo test conformance e2e soak lint image image-all
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -26,6 +27,10 @@ demo: ## the main job on this machine: an S3 server, a volume, a file as an obje
 conformance: ## csi-sanity, POSIX tests and the S3 suite on real servers and mounts; part of test
 	cd test/conformance && $(GO) test -race -count=1 -timeout 20m ./...
 	cd test/s3 && $(GO) test -race -timeout 20m ./...
+
+e2e: ## chart and driver on a real single-node Kubernetes that it builds (10 minutes the first time) and starts; needs root
+	@test/e2e/packages.sh
+	cd test/e2e && $(GO) test -count=1 -v -timeout 45m .
 
 soak: ## the long figures: 3 GiB files, 20,000 objects, the whole Go tree, 40 kills; an hour, 10 GiB of disk
 	cd test/conformance && CSI_S3_SOAK=1 $(GO) test -count=1 -v -timeout 2h -run 'Tree|LargeFile|Listing|Kill' .
@@ -45,7 +50,7 @@ test: ## all tests of all modules, with the race detector; as root with /dev/fus
 lint: bin/golangci-lint ## gofmt, go vet and golangci-lint on all modules
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
 	if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
-	@for dir in . $(NESTED); do \
+	@for dir in . $(NESTED) test/e2e; do \
 	  echo "== lint $$dir"; \
 	  (cd "$$dir"; [ -n "$$($(GO) list ./... 2>/dev/null)" ] || exit 0; \
 	   $(GO) vet ./... && $(CURDIR)/bin/golangci-lint run --config $(CURDIR)/.golangci.yml ./...); \
