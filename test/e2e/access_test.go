@@ -26,7 +26,7 @@ func TestAccess(t *testing.T) {
 		_, name, _ := volumeOf(t, ns, "data")
 		holds(t, name, "d/f", "mine\n")
 		// Another user of the group, and one that is in no group.
-		apply(t, ns, pod("two", "data", "set -e; echo two > /data/d/g; ! cat /data/d/f", "  securityContext: {runAsUser: 1001, fsGroup: 2000}"))
+		apply(t, ns, pod("two", "data", "set -e; echo two > /data/two; ! cat /data/d/f", "  securityContext: {runAsUser: 1001, fsGroup: 2000}"))
 		succeeded(t, ns, "two")
 	})
 

@@ -139,20 +139,22 @@ func TestServerAway(t *testing.T) {
 	ns := namespace(t)
 	t.Cleanup(func() { server.set(true) })
 	apply(t, ns, claim("data", release, "ReadWriteOnce")+pod("writer", "data", "sleep 1000", "")+
-		claim("shared", release, "ReadWriteMany")+pod("sharer", "shared", "sleep 1000", "")+
+		claim("shared", release, "ReadWriteMany")+pod("sharer", "shared", "exec 3> /data/ours; until [ -e /tmp/go ]; do sleep 0.1; done; echo ours >&3; sleep 1000", "")+
 		claim("gone", release, "ReadWriteOnce"))
 	ready(t, ns, "writer", "sharer")
 	_, data, _ := volumeOf(t, ns, "data")
 	_, shared, _ := volumeOf(t, ns, "shared")
 	_, gone, _ := volumeOf(t, ns, "gone")
-	put(t, data, "theirs", "x")
+	if out, err := sh(t, ns, "writer", "ls /data"); err != nil { // as any program does that looks for its files
+		t.Fatal(out, err)
+	}
 
 	server.set(false)
 	s := steps{t, time.Now()}
-	if out, err := sh(t, ns, "writer", "echo mine > /data/mine; cat /data/mine; (cat /data/theirs &) ; sleep 1"); err != nil || out != "mine\n" {
+	if out, err := sh(t, ns, "writer", "echo mine > /data/mine; cat /data/mine"); err != nil || out != "mine\n" {
 		t.Errorf("writing without the server: %q, %v", out, err)
 	}
-	if out, err := sh(t, ns, "sharer", "(echo ours > /data/ours &) ; sleep 1"); err != nil {
+	if out, err := sh(t, ns, "sharer", "touch /tmp/go; sleep 1; ls /data & sleep 1"); err != nil {
 		t.Errorf("writing without the server: %q, %v", out, err)
 	}
 	apply(t, ns, claim("late", release, "ReadWriteOnce")+pod("late", "late", "echo late > /data/f", ""))
