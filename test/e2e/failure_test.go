@@ -154,7 +154,7 @@ func TestServerAway(t *testing.T) {
 	if out, err := sh(t, ns, "writer", "echo mine > /data/mine; cat /data/mine"); err != nil || out != "mine\n" {
 		t.Errorf("writing without the server: %q, %v", out, err)
 	}
-	if out, err := sh(t, ns, "sharer", "touch /tmp/go; sleep 1; ls /data & sleep 1"); err != nil {
+	if out, err := sh(t, ns, "sharer", "touch /tmp/go; ls /data > /dev/null 2>&1 & sleep 1"); err != nil {
 		t.Errorf("writing without the server: %q, %v", out, err)
 	}
 	apply(t, ns, claim("late", release, "ReadWriteOnce")+pod("late", "late", "echo late > /data/f", ""))
