@@ -34,7 +34,7 @@ func (d *Driver) CreateVolume(ctx context.Context, r *csi.CreateVolumeRequest) (
 	}
 	secret, err := config.ParseSecret(r.GetSecrets())
 	if err != nil {
-		return nil, invalid("secrets", err)
+		return nil, badSecret(r, err)
 	}
 	done, err := d.inFlight.enter("create", r.GetName())
 	if err != nil {
@@ -61,7 +61,7 @@ func (d *Driver) DeleteVolume(ctx context.Context, r *csi.DeleteVolumeRequest) (
 	}
 	secret, err := config.ParseSecret(r.GetSecrets())
 	if err != nil {
-		return nil, invalid("secrets", err)
+		return nil, badSecret(r, err)
 	}
 	done, err := d.inFlight.enter("volume", id.String())
 	if err != nil {
@@ -85,7 +85,7 @@ func (d *Driver) ValidateVolumeCapabilities(ctx context.Context, r *csi.Validate
 	}
 	secret, err := config.ParseSecret(r.GetSecrets())
 	if err != nil {
-		return nil, invalid("secrets", err)
+		return nil, badSecret(r, err)
 	}
 	if _, err := d.opt.Provisioner.Exists(ctx, id, secret); err != nil {
 		return nil, failed(err)

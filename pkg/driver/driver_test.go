@@ -330,7 +330,8 @@ func TestCreateDelete(t *testing.T) {
 	}
 }
 
-// Every request with a missing or malformed field is InvalidArgument and names the field; nothing is done.
+// Every request with a missing or malformed field is InvalidArgument and names the field; nothing is done. What is wrong in
+// a Secret may be mended at any moment, which is FailedPrecondition.
 func TestBadRequests(t *testing.T) {
 	r := start(t, nil)
 	ctx := t.Context()
@@ -340,7 +341,8 @@ func TestBadRequests(t *testing.T) {
 	}
 	ids := map[string]string{"": "missing", "ab": "bucket", "bucket/../b": "prefix", "bucket//": "prefix", "bucket/.csi-s3/x": "prefix", "b\x00cket": "bucket"}
 	badSecrets := map[string]map[string]string{
-		"endpoint": {"accessKeyID": "the-access-key", "secretAccessKey": "the-secret-key"}, "accessKeyID": {"endpoint": "https://h", "secretAccessKey": "the-secret-key"},
+		"URL of the S3 server": nil,
+		"endpoint":             {"accessKeyID": "the-access-key", "secretAccessKey": "the-secret-key"}, "accessKeyID": {"endpoint": "https://h", "secretAccessKey": "the-secret-key"},
 		"secretAccessKey": {"endpoint": "https://h", "accessKeyID": "the-access-key"},
 		"insecure":        {"endpoint": "https://h", "accessKeyID": "the-access-key", "secretAccessKey": "the-secret-key", "insecure": "perhaps"},
 	}
@@ -370,16 +372,20 @@ func TestBadRequests(t *testing.T) {
 	for field, s := range badSecrets {
 		q := create()
 		q.Secrets = s
+		code := codes.FailedPrecondition // it is right as soon as the Secret is mended
+		if len(s) == 0 {
+			code = codes.InvalidArgument
+		}
 		_, err := r.controller.CreateVolume(ctx, q)
-		check(field, err)
+		wantCode(t, err, code, "secrets", field)
 		_, err = r.controller.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: "bucket", Secrets: s})
-		check(field, err)
+		wantCode(t, err, code, "secrets", field)
 		_, err = r.controller.ValidateVolumeCapabilities(ctx, &csi.ValidateVolumeCapabilitiesRequest{VolumeId: "bucket", Secrets: s, VolumeCapabilities: q.VolumeCapabilities})
-		check(field, err)
+		wantCode(t, err, code, "secrets", field)
 		n := stage()
 		n.Secrets = s
 		_, err = r.node.NodeStageVolume(ctx, n)
-		check(field, err)
+		wantCode(t, err, code, "secrets", field)
 	}
 	_, err := r.controller.ValidateVolumeCapabilities(ctx, &csi.ValidateVolumeCapabilitiesRequest{VolumeId: "bucket", Secrets: secrets()})
 	check("volume_capabilities", err)
@@ -527,7 +533,7 @@ func TestPublishBadSecret(t *testing.T) {
 	}
 	r.volumes.err = volume.ErrNotStaged
 	_, err := r.node.NodePublishVolume(t.Context(), p)
-	wantCode(t, err, codes.InvalidArgument, "accessKeyID")
+	wantCode(t, err, codes.FailedPrecondition, "accessKeyID")
 	_, err = r.node.NodePublishVolume(t.Context(), publish())
 	wantCode(t, err, codes.FailedPrecondition)
 }
@@ -539,7 +545,7 @@ func TestNodeErrors(t *testing.T) {
 		want codes.Code
 	}{
 		{volume.ErrPath, codes.InvalidArgument},
-		{volume.ErrSecret, codes.InvalidArgument},
+		{volume.ErrSecret, codes.FailedPrecondition},
 		{volume.ErrNotFound, codes.NotFound},
 		{volume.ErrDenied, codes.PermissionDenied},
 		{volume.ErrUnavailable, codes.Unavailable},

@@ -22,7 +22,7 @@ func (d *Driver) NodeStageVolume(ctx context.Context, r *csi.NodeStageVolumeRequ
 	}
 	secret, err := d.secret(r, request.ID)
 	if err != nil {
-		return nil, invalid("secrets", err)
+		return nil, badSecret(r, err)
 	}
 	request.Secret = secret
 	done, err := d.inFlight.enter("volume", request.ID.String())
@@ -84,7 +84,7 @@ func (d *Driver) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolume
 		Single:       r.GetVolumeCapability().GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER,
 	})
 	if errors.Is(err, volume.ErrNotStaged) && secretErr != nil {
-		return nil, invalid("secrets", secretErr)
+		return nil, badSecret(r, secretErr)
 	}
 	if err != nil {
 		return nil, failed(err)

@@ -18,6 +18,7 @@ func failed(err error) error {
 		is   error
 		code codes.Code
 	}{
+		{provision.ErrSecret, codes.FailedPrecondition},
 		{provision.ErrInvalid, codes.InvalidArgument},
 		{provision.ErrNotFound, codes.NotFound},
 		{provision.ErrExists, codes.AlreadyExists},
@@ -28,7 +29,7 @@ func failed(err error) error {
 		{provision.ErrUnavailable, codes.Unavailable},
 
 		{volume.ErrPath, codes.InvalidArgument},
-		{volume.ErrSecret, codes.InvalidArgument},
+		{volume.ErrSecret, codes.FailedPrecondition},
 		{volume.ErrNotFound, codes.NotFound},
 		{volume.ErrDenied, codes.PermissionDenied},
 		{volume.ErrNotStaged, codes.FailedPrecondition},
@@ -54,4 +55,14 @@ func missing(field string) error {
 
 func invalid(field string, err error) error {
 	return status.Errorf(codes.InvalidArgument, "%s: %v", field, err)
+}
+
+// badSecret is the error about the secret of a call. A call without one is wrong itself. One that has the wrong keys is
+// right as soon as somebody mended the Secret, and csi-provisioner waits long before it repeats a call that it was told
+// to be invalid.
+func badSecret(r interface{ GetSecrets() map[string]string }, err error) error {
+	if len(r.GetSecrets()) == 0 {
+		return invalid("secrets", err)
+	}
+	return status.Errorf(codes.FailedPrecondition, "secrets: %v", err)
 }

@@ -26,7 +26,7 @@ const attempts = 3
 
 // Create makes the volume, or finds it made by an earlier equal call. On return the record is in the bucket.
 //
-// ErrInvalid: the request's parameters, name or secret. ErrExists: the volume has another capacity or policy, belongs
+// ErrInvalid: the request's parameters or name. ErrSecret: its secret. ErrExists: the volume has another capacity or policy, belongs
 // to another name, or there are objects in its place that csi-s3 did not put there. ErrBusy: it is being deleted, or
 // other controllers keep changing it.
 func (p *Provisioner) Create(ctx context.Context, r Request) (Volume, error) {

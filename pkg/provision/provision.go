@@ -17,8 +17,10 @@ import (
 
 // Sentinels. An error that wraps none of them is unknown.
 var (
-	// ErrInvalid: the request can never work: a parameter, a secret's form, a name that the server refuses.
+	// ErrInvalid: the request can never work: a parameter, a name that the server refuses.
 	ErrInvalid = errors.New("invalid request")
+	// ErrSecret: a secret that no client can be made of.
+	ErrSecret = errors.New("secret is not usable")
 	// ErrNotFound: there is no such volume.
 	ErrNotFound = errors.New("no such volume")
 	// ErrExists: something of that ID exists that the request does not fit: another size, another volume, objects
@@ -193,7 +195,7 @@ func (p *Provisioner) open(ctx context.Context, id config.VolumeID, secret confi
 	}
 	server, err := p.connect(secret)
 	if err != nil {
-		return nil, nil, fmt.Errorf("volume %q: secret: %w: %w", id, ErrInvalid, err)
+		return nil, nil, fmt.Errorf("volume %q: %w: %w", id, ErrSecret, err)
 	}
 	unlock, err := p.lock(ctx, id)
 	if err != nil {
@@ -244,7 +246,7 @@ func (p *Provisioner) owns(id config.VolumeID, record volmeta.Volume) error {
 
 // fail wraps err with the volume ID and the sentinel that belongs to it.
 func (p *Provisioner) fail(id config.VolumeID, err error) error {
-	for _, known := range []error{ErrInvalid, ErrNotFound, ErrExists, ErrNotOwned, ErrBusy, ErrDenied, ErrFull, ErrUnavailable} {
+	for _, known := range []error{ErrInvalid, ErrSecret, ErrNotFound, ErrExists, ErrNotOwned, ErrBusy, ErrDenied, ErrFull, ErrUnavailable} {
 		if errors.Is(err, known) {
 			return fmt.Errorf("volume %q: %w", id, err)
 		}

@@ -92,7 +92,7 @@ func TestSDK(t *testing.T) {
 		wrong := secret
 		change(&wrong)
 		_, err := p.Exists(t.Context(), config.VolumeID{Bucket: "bucket"}, wrong)
-		refuse(t, err, provision.ErrInvalid)
+		refuse(t, err, provision.ErrSecret)
 		if err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s is not named: %v", name, err)
 		}

@@ -51,23 +51,25 @@ stringData: {endpoint: %q, accessKeyID: %q, secretAccessKey: %q}
 		{"user", secret("e2e-user", endpoint, good.SecretKey, "nobody"), []string{"ProvisioningFailed", "InvalidAccessKeyId"}},
 		{"refused", secret("e2e-refused", "http://10.200.0.1:9", good.SecretKey, good.AccessKey), []string{"ProvisioningFailed", "10.200.0.1:9", "connection refused"}},
 		{"away", secret("e2e-away", "http://10.200.0.77:9000", good.SecretKey, good.AccessKey), []string{"ProvisioningFailed", "10.200.0.77:9000"}},
-		{"url", secret("e2e-url", "10.200.0.1:9000", good.SecretKey, good.AccessKey), []string{"ProvisioningFailed", "endpoint", "http://"}},
+		{"url", secret("e2e-url", "10.200.0.1:9000", good.SecretKey, good.AccessKey), []string{"ProvisioningFailed", "endpoint", "https://"}},
 		{"empty", strings.ReplaceAll(secret("e2e-empty", endpoint, good.SecretKey, good.AccessKey), "accessKeyID", "accesskeyid"), []string{"ProvisioningFailed", "accessKeyID"}},
 	} {
 		t.Run("secret-"+c.name, func(t *testing.T) {
 			t.Parallel()
-			ns := namespace(t)
 			name := "e2e-" + c.name
-			apply(t, release, c.secret+with(name, name))
 			deleteLater(t, "storageclass", name)
 			deleteLater(t, "-n", release, "secret", name)
+			ns := namespace(t)
+			apply(t, release, c.secret+with(name, name))
 			// The provisioner may read the secrets that the release knows.
 			helmRole(t, name)
 			apply(t, ns, claim("data", name, "ReadWriteOnce"))
 			said(t, ns, "data", c.words...)
 			// Mended, it goes on.
 			apply(t, release, strings.ReplaceAll(secret(name, endpoint, good.SecretKey, good.AccessKey), "\n---", ""))
-			volumeOf(t, ns, "data")
+			_, made, _ := volumeOf(t, ns, "data")
+			kubectl(t, "-n", ns, "delete", "pvc", "data")
+			noBucket(t, made)
 		})
 	}
 	t.Run("secret-missing", func(t *testing.T) {
@@ -94,9 +96,9 @@ stringData: {endpoint: %q, accessKeyID: %q, secretAccessKey: %q}
 	})
 	t.Run("pod", func(t *testing.T) {
 		t.Parallel()
+		deleteLater(t, "pv", "e2e-nobucket")
 		ns := namespace(t)
 		apply(t, ns, static("e2e-nobucket", "there-is-no-such-bucket", ns, "data")+pod("one", "data", "true", ""))
-		deleteLater(t, "pv", "e2e-nobucket")
 		said(t, ns, "one", "FailedMount", "there-is-no-such-bucket")
 		put(t, "there-is-no-such-bucket", "f", "")
 		succeeded(t, ns, "one")
