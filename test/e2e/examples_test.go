@@ -26,7 +26,7 @@ func TestChart(t *testing.T) {
 	install(t)
 	t.Log(helm(t, "lint", root+"/charts/csi-s3", "--strict", "--set", "secret.endpoint="+endpoint+",secret.accessKey=a,secret.secretKey=b"))
 	for _, values := range []string{"", "metrics.enabled=true,controller.replicas=2,storageClass.bucket=b", "multiCSI=true,storageClass.name=other"} {
-		args := []string{"template", "dry", root + "/charts/csi-s3", "-n", release, "--kube-version", "1.36", "--set", "driver.name=dry.run", "--set", "secret.endpoint=" + endpoint + ",secret.accessKey=a,secret.secretKey=b"}
+		args := []string{"template", release, root + "/charts/csi-s3", "-n", release, "--kube-version", "1.36", "--set", "secret.endpoint=" + endpoint + ",secret.accessKey=a,secret.secretKey=b"}
 		if values != "" {
 			args = append(args, "--set", values)
 		}
@@ -92,6 +92,7 @@ func TestExamples(t *testing.T) {
 			t.Errorf("the volume is %s/%s", name, prefix)
 		}
 	})
+	deleteLater(t, "pvc", "data-redis-0") // a StatefulSet leaves it
 	example("statefulset-redis.yaml", func(t *testing.T) {
 		rollout(t, "statefulset/redis")
 		if out := kubectl(t, "exec", "redis-0", "--", "redis-cli", "set", "key", "value"); out != "OK\n" {
@@ -102,7 +103,6 @@ func TestExamples(t *testing.T) {
 		if out := kubectl(t, "exec", "redis-0", "--", "redis-cli", "get", "key"); out != "value\n" {
 			t.Errorf("after the pod was deleted redis says %q", out)
 		}
-		deleteLater(t, "pvc", "data-redis-0") // a StatefulSet leaves it
 	})
 	example("rwx-webroot.yaml", func(t *testing.T) {
 		kubectl(t, "wait", "--for=condition=Complete", "job/webroot-publish", "--timeout=180s")

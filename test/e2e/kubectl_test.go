@@ -221,7 +221,7 @@ func (g *gate) serve(l net.Listener) {
 }
 
 func (g *gate) pass(in net.Conn) {
-	defer in.Close() //nolint:errcheck // the ends tell each other
+	defer in.Close()
 	g.mu.Lock()
 	g.conns[in] = true
 	g.mu.Unlock()
@@ -229,11 +229,11 @@ func (g *gate) pass(in net.Conn) {
 	if g.closed.Load() {
 		return
 	}
-	out, err := net.Dial("tcp", strings.TrimPrefix(suite.s3.Endpoint, "http://")) //nolint:noctx // loopback
+	out, err := net.Dial("tcp", strings.TrimPrefix(suite.s3.Endpoint, "http://"))
 	if err != nil {
 		return
 	}
-	defer out.Close() //nolint:errcheck // the ends tell each other
+	defer out.Close()
 	done := make(chan struct{}, 2)
 	for _, pair := range [][2]net.Conn{{in, out}, {out, in}} {
 		go func() { _, _ = io.Copy(pair[0], pair[1]); done <- struct{}{} }()
@@ -273,7 +273,7 @@ func object(t *testing.T, name, key string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer o.Close() //nolint:errcheck // it was only read
+	defer o.Close()
 	var b bytes.Buffer
 	_, err = io.Copy(&b, o)
 	return b.String(), err

@@ -31,6 +31,7 @@ const versions = "-X k8s.io/component-base/version.gitVersion=v1.36.3 -X k8s.io/
 // kubeBinaries are the packages of the module kube whose binaries the cluster runs.
 var kubeBinaries = []string{
 	"./cmd/...", "github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner", "helm.sh/helm/v3/cmd/helm",
+	"k8s.io/kubernetes/test/images/agnhost",
 }
 
 // suite is what all tests share: one cluster, one S3 server.
@@ -105,18 +106,21 @@ func build(ctx context.Context) error {
 		dir  string
 		args []string
 	}{
-		{"kube", append([]string{"-ldflags", "-s -w " + versions, "-o", suite.bin + "/"}, kubeBinaries...)},
-		{root, []string{"-trimpath", "-ldflags", "-s -w -X main.version=e2e", "-o", suite.bin + "/", "./cmd/csi-s3"}},
+		{"kube", []string{"test", "-c", "-vet=off", "-ldflags", "-s -w", "-o", filepath.Join(suite.bin, "e2e.test"), "./storage"}},
+		{"kube", append([]string{"build", "-ldflags", "-s -w " + versions, "-o", suite.bin + "/"}, kubeBinaries...)},
+		{root, []string{"build", "-trimpath", "-ldflags", "-s -w -X main.version=e2e", "-o", suite.bin + "/", "./cmd/csi-s3"}},
 	}
 	for _, s := range steps {
-		cmd := exec.CommandContext(ctx, "go", append([]string{"build"}, s.args...)...)
+		cmd := exec.CommandContext(ctx, "go", s.args...)
 		cmd.Dir = s.dir
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("go build %s: %w: %s", strings.Join(s.args, " "), err, out)
+			return fmt.Errorf("go %s: %w: %s", strings.Join(s.args, " "), err, out)
 		}
 	}
-	return nil
+	// The suite of Kubernetes wants a kubectl of its own.
+	script := fmt.Sprintf("#!/bin/sh\nexec %s kubectl \"$@\"\n", filepath.Join(suite.bin, "kube"))
+	return os.WriteFile(filepath.Join(suite.bin, "kubectl"), []byte(script), 0o755)
 }
 
 // images are those that the chart and the examples name, made of what is on this machine.
@@ -146,16 +150,19 @@ func images(ctx context.Context) ([]cluster.Image, error) {
 		"csi-node-driver-registrar": static("csi-node-driver-registrar"), "livenessprobe": static("livenessprobe"),
 		"busybox": busybox, "nginx": with(nginx, busybox), "redis": with(redis, busybox),
 	}
+	// Those of Kubernetes' own tests.
+	names := []string{"registry.k8s.io/e2e-test-images/busybox:1.37.0-1", "registry.k8s.io/e2e-test-images/nginx:1.15-4", "registry.k8s.io/e2e-test-images/agnhost:2.63.0"}
+	known["agnhost"] = with(static("agnhost"), busybox)
 	pause := cluster.Image{
 		Names: []string{"localhost/pause:e2e"}, Files: map[string]string{"bin/sleep": "/bin/busybox"},
 		Entrypoint: []string{"/bin/sleep", "2147483647"},
 	}
 	all := []cluster.Image{pause}
-	names, err := imageNames(ctx)
+	ours, err := imageNames(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range append(names, busyboxImage) {
+	for _, name := range slices.Concat(names, ours, []string{busyboxImage}) {
 		base, _, _ := strings.Cut(path.Base(name), ":")
 		im, ok := known[base]
 		if !ok {

@@ -194,6 +194,14 @@ func (c *Cluster) Helm(ctx context.Context, args ...string) (string, error) {
 	return c.in(ctx, "", []string{"-n"}, append([]string{filepath.Join(c.bin, "helm")}, args...)...)
 }
 
+// Network runs a program of this machine in the node's network.
+func (c *Cluster) Network(ctx context.Context, args ...string) (string, error) {
+	return c.in(ctx, "", []string{"-n"}, args...)
+}
+
+// Kubeconfig is the administrator's.
+func (c *Cluster) Kubeconfig() string { return filepath.Join(c.run, "conf", "admin.kubeconfig") }
+
 // Run runs a program of this machine among the node's mounts, processes and network.
 func (c *Cluster) Run(ctx context.Context, args ...string) (string, error) {
 	return c.in(ctx, "", []string{"-m", "-n", "-p"}, args...)
@@ -203,7 +211,7 @@ func (c *Cluster) in(ctx context.Context, stdin string, namespaces []string, arg
 	enter := append([]string{"-t", strconv.Itoa(c.pid)}, namespaces...)
 	cmd := exec.CommandContext(ctx, "nsenter", append(enter, args...)...)
 	// Helm keeps what it downloads in its home.
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+filepath.Join(c.run, "conf", "admin.kubeconfig"), "HOME="+c.run)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.Kubeconfig(), "HOME="+c.run)
 	cmd.Stdin = strings.NewReader(stdin)
 	var out, complaint bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaint
@@ -324,7 +332,7 @@ func (c *Cluster) Down() error {
 			errs = append(errs, err)
 		}
 	}
-	errs = append(errs, removeCgroups())
+	errs = append(errs, removeCgroups(), unseal(filepath.Join(c.run, "kubelet", "plugins")))
 	if c.madeDir {
 		errs = append(errs, os.Remove(kubeletDir))
 	}
@@ -333,4 +341,28 @@ func (c *Cluster) Down() error {
 		err = fmt.Errorf("a mount below %s is left", c.run)
 	}
 	return errors.Join(append(errs, err)...)
+}
+
+// unseal lets directories be removed that a driver had made immutable when it was killed.
+func unseal(root string) error {
+	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		f, err := os.Open(p)
+		if err != nil {
+			return err
+		}
+		defer f.Close()        //nolint:errcheck // nothing was written through it
+		const immutable = 0x10 // FS_IMMUTABLE_FL of ioctl_iflags(2)
+		flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+		if err != nil || flags&immutable == 0 {
+			return nil // not sealed, or a file system that cannot
+		}
+		return unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags&^immutable)
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }

@@ -7,4 +7,5 @@ package tools
 import (
 	_ "github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner"
 	_ "helm.sh/helm/v3/cmd/helm"
+	_ "k8s.io/kubernetes/test/images/agnhost"
 )
