@@ -25,7 +25,7 @@ import (
 func TestChart(t *testing.T) {
 	install(t)
 	t.Log(helm(t, "lint", root+"/charts/csi-s3", "--strict", "--set", "secret.endpoint="+endpoint+",secret.accessKey=a,secret.secretKey=b"))
-	for _, values := range []string{"", "metrics.enabled=true,controller.replicas=2,storageClass.bucket=b", "multiCSI=true,storageClass.name=other"} {
+	for _, values := range []string{"", "metrics.enabled=true,controller.replicas=2,storageClass.bucket=b,storageClass.name=dry", "multiCSI=true,storageClass.name=other"} {
 		args := []string{"template", release, root + "/charts/csi-s3", "-n", release, "--kube-version", "1.36", "--set", "secret.endpoint=" + endpoint + ",secret.accessKey=a,secret.secretKey=b"}
 		if values != "" {
 			args = append(args, "--set", values)
