@@ -260,7 +260,7 @@ func nginx(ctx context.Context) (cluster.Image, error) {
 	dir := filepath.Join(suite.bin, "nginx")
 	binary := filepath.Join(dir, "usr", "sbin", "nginx")
 	if _, err := os.Stat(binary); err != nil {
-		script := `set -e; rm -rf "$1"; mkdir -p "$1"; cd "$1"; apt-get download -q nginx; dpkg -x nginx_*.deb .; rm nginx_*.deb`
+		script := `set -e; rm -rf "$1"; mkdir -p "$1"; cd "$1"; apt-get download -q nginx || { apt-get update -q; apt-get download -q nginx; }; dpkg -x nginx_*.deb .; rm nginx_*.deb`
 		if out, err := exec.CommandContext(ctx, "sh", "-c", script, "sh", dir).CombinedOutput(); err != nil {
 			return cluster.Image{}, fmt.Errorf("package nginx: %w: %s", err, out)
 		}
