@@ -309,6 +309,19 @@ func (c *child) tell(s string) {
 	}
 }
 
+// kill kills the child, which must end whatever it waits for.
+func (c *child) kill() {
+	c.t.Helper()
+	if err := c.cmd.Process.Kill(); err != nil {
+		c.t.Fatal(err)
+	}
+	select {
+	case <-c.done:
+	case <-time.After(patience):
+		c.t.Fatalf("child %s cannot be killed", c.name)
+	}
+}
+
 // end waits for the child's success and returns the rest of what it says.
 func (c *child) end() []string {
 	c.t.Helper()

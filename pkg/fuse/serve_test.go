@@ -68,14 +68,7 @@ func TestKill(t *testing.T) {
 	c.line()
 	eventually(t, "the read", func() bool { return b.waiting.Load() > 0 })
 	begin := time.Now()
-	if err := c.cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case <-c.done:
-	case <-time.After(patience):
-		t.Fatal("the child cannot be killed")
-	}
+	c.kill()
 	if took := time.Since(begin); took > 3*time.Second { // milliseconds on an idle machine
 		t.Errorf("the child lived on for %v", took)
 	}
@@ -141,14 +134,7 @@ func TestKillCached(t *testing.T) {
 	c := start(t, "read cached?", m.dir)
 	c.line()
 	eventually(t, "the read", func() bool { return b.waiting.Load() > 0 })
-	if err := c.cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case <-c.done:
-	case <-time.After(patience):
-		t.Fatal("the child cannot be killed")
-	}
+	c.kill()
 	close(b.open)
 }
 

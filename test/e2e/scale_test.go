@@ -76,37 +76,29 @@ type state struct {
 // pluginState looks at the node plugin.
 func pluginState(t *testing.T) (s state) {
 	t.Helper()
-	pids, err := suite.Processes("csi-s3")
+	pid := plugin(t)
+	if pid == 0 {
+		t.Fatal("the node plugin does not run")
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, pid := range pids {
-		args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err != nil || !strings.Contains(string(args), "--mode=node") {
-			continue
-		}
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	field := func(name string) int {
+		_, rest, _ := strings.Cut(string(status), name+":")
+		n, err := strconv.Atoi(strings.Fields(rest)[0])
 		if err != nil {
 			t.Fatal(err)
 		}
-		field := func(name string) int {
-			_, rest, _ := strings.Cut(string(status), name+":")
-			n, err := strconv.Atoi(strings.Fields(rest)[0])
-			if err != nil {
-				t.Fatal(err)
-			}
-			return n
-		}
-		s.rss, s.peak = field("VmRSS"), field("VmHWM")
-		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.files = len(fds)
-		s.goroutines = goroutines(t)
-		return s
+		return n
 	}
-	t.Fatalf("the node plugin is not among %v", pids)
+	s.rss, s.peak = field("VmRSS"), field("VmHWM")
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.files = len(fds)
+	s.goroutines = goroutines(t)
 	return s
 }
 
