@@ -4,15 +4,16 @@
 //
 // # A byte
 //
-// A File has a size, a base length (how much of the remote object still shows through) and two sets of byte ranges.
+// A File has a size, a base length (how much of the remote object still shows through), two sets of byte ranges, and
+// spills: ranges that a remote object of its own holds, because there is no room for all that is dirty.
 // A byte below the size is
 //
 //	dirty    in the dirty set: the local bytes are the truth
 //	clean    in the clean set: the local bytes equal the remote object's, and may be evicted
-//	missing  in neither, and below the base length: it must be fetched
-//	a hole   in neither, at or beyond the base length: zero, whatever the data file holds there
+//	missing  in neither, and below the base length or spilled: it must be fetched
+//	a hole   in neither, and nothing of these: zero, whatever the data file holds there
 //
-// Dirty ranges, size and base length are in the journal. The clean set is memory: after a restart clean bytes are missing.
+// Dirty ranges, spills, size and base length are in the journal. The clean set is memory: after a restart clean bytes are missing.
 //
 // # On the disk
 //

@@ -30,6 +30,7 @@ type File struct {
 	dirty      extent.Set
 	clean      extent.Set
 	trash      extent.Set // bytes on the disk that nothing needs
+	spilled    spills     // what is missing of these ranges is in objects of their own
 	generation uint64
 	snap       *Snapshot
 	removed    bool
@@ -104,8 +105,9 @@ func (f *File) Size() int64 {
 func (f *File) Allocated() int64 {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
+	stored := f.stored()
 	n := f.base
-	for _, r := range f.dirty.Intersect(f.base, f.size) {
+	for _, r := range stored.Intersect(f.base, f.size) {
 		n += r.Len()
 	}
 	return n
@@ -158,6 +160,10 @@ func (f *File) stretch(pos, end int64) (to int64, kind int) {
 	to, kind = end, hole
 	if pos < f.base {
 		to, kind = min(end, f.base), missingRemote
+	} else if apart := f.spilled.all.NextGap(pos); apart > pos {
+		to, kind = min(end, apart), missingRemote
+	} else if next, ok := f.spilled.all.Next(pos); ok {
+		to = min(end, next)
 	}
 	for _, s := range []*extent.Set{&f.dirty, &f.clean} {
 		if next, ok := s.Next(pos); ok {
@@ -191,11 +197,17 @@ func (f *File) Missing(off, end int64) []extent.Range {
 }
 
 func (f *File) missing(off, end int64) []extent.Range {
-	var m []extent.Range
-	for _, r := range f.dirty.Gaps(off, min(end, f.base)) {
-		m = append(m, f.clean.Gaps(r.Off, r.End)...)
+	return missing(off, end, f.base, &f.spilled, &f.dirty, &f.clean)
+}
+
+// stored is what has bytes although the object behind the file may not. The caller holds mu.
+func (f *File) stored() extent.Set {
+	s := f.dirty
+	if f.spilled.all.Len() > 0 {
+		s = f.dirty.Clone()
+		s.AddSet(f.spilled.all)
 	}
-	return m
+	return s
 }
 
 // Generation changes whenever the remote object behind missing ranges changes (Commit). A fetch reads it before its
@@ -257,15 +269,16 @@ func (f *File) SeekData(off int64, hole bool) (pos int64, ok bool) {
 	if off >= f.size {
 		return 0, false
 	}
+	stored := f.stored()
 	if !hole {
 		if off < f.base {
 			return off, true
 		}
-		return f.dirty.Next(off)
+		return stored.Next(off)
 	}
 	for pos = off; ; {
 		next := max(pos, min(f.base, f.size))
-		next = f.dirty.NextGap(next)
+		next = stored.NextGap(next)
 		if next == pos || next >= f.size {
 			return min(next, f.size), true
 		}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/csi-s3/csi-s3/pkg/cache"
 	"github.com/csi-s3/csi-s3/pkg/disk"
+	"github.com/csi-s3/csi-s3/pkg/extent"
 	"github.com/csi-s3/csi-s3/pkg/journal"
 )
 
@@ -85,8 +86,29 @@ func pattern(op int, off, n int64) []byte {
 	return p
 }
 
-// readAll reads a file as a caller with the remote object at hand does, without filling the cache.
-func readAll(f *cache.File, remote []byte) ([]byte, error) {
+// spilled are the objects of a file's spills, by number: each byte at its offset in the file.
+type spilled map[uint64][]byte
+
+// fetch copies what the objects hold of r to p. at is File.Spilled or Snapshot.Spilled.
+func (s spilled) fetch(p []byte, r extent.Range, remote []byte, at func(int64) (uint64, int64)) error {
+	for pos := r.Off; pos < r.End; {
+		n, end := at(pos)
+		object := remote
+		if n != 0 {
+			object = s[n]
+		}
+		if end = min(end, r.End); end <= pos || end > int64(len(object)) {
+			return fmt.Errorf("missing %v: [%d,%d) is said to be in object %d of %d bytes", r, pos, end, n, len(object))
+		}
+		copy(p[pos-r.Off:end-r.Off], object[pos:end])
+		pos = end
+	}
+	return nil
+}
+
+// readAll reads a file as a caller with the remote objects at hand does, without filling the cache.
+func readAll(f *cache.File, remote []byte, apart ...spilled) ([]byte, error) {
+	apart = append(apart, nil)
 	out := make([]byte, f.Size())
 	for pos := int64(0); pos < int64(len(out)); {
 		n, missing, err := f.ReadAt(out[pos:], pos)
@@ -99,26 +121,28 @@ func readAll(f *cache.File, remote []byte) ([]byte, error) {
 		case missing.Empty():
 		case missing.Off != pos || missing.End > int64(len(out)):
 			return nil, fmt.Errorf("read stopped at %d, says that %v is missing", pos, missing)
-		case missing.End > int64(len(remote)):
-			return nil, fmt.Errorf("missing %v, but the remote object has %d bytes", missing, len(remote))
 		default:
-			pos += int64(copy(out[pos:missing.End], remote[missing.Off:]))
+			if err := apart[0].fetch(out[pos:missing.End], missing, remote, f.Spilled); err != nil {
+				return nil, err
+			}
+			pos = missing.End
 		}
 	}
 	return out, nil
 }
 
-// readSnap reads a snapshot; what is missing comes from the remote object, through Fill when fill is set.
-func readSnap(f *cache.File, s *cache.Snapshot, remote []byte, fill bool) ([]byte, error) {
+// readSnap reads a snapshot; what is missing comes from the remote objects, through Fill when fill is set.
+func readSnap(f *cache.File, s *cache.Snapshot, remote []byte, fill bool, apart ...spilled) ([]byte, error) {
+	apart = append(apart, nil)
 	out := make([]byte, s.Size())
 	generation := f.Generation()
 	missing := s.Missing(0, s.Size())
 	for _, r := range missing {
-		if r.End > int64(len(remote)) {
-			return nil, fmt.Errorf("the snapshot misses %v, but the remote object has %d bytes", r, len(remote))
+		if err := apart[0].fetch(out[r.Off:r.End], r, remote, s.Spilled); err != nil {
+			return nil, fmt.Errorf("snapshot: %w", err)
 		}
 		if fill {
-			if err := f.Fill(remote[r.Off:r.End], r.Off, generation); err != nil {
+			if err := f.Fill(out[r.Off:r.End], r.Off, generation); err != nil {
 				return nil, err
 			}
 		}
@@ -143,7 +167,6 @@ func readSnap(f *cache.File, s *cache.Snapshot, remote []byte, fill bool) ([]byt
 		if _, err := s.ReadAt(make([]byte, 1), r.Off); !errors.Is(err, cache.ErrMissing) {
 			return nil, fmt.Errorf("snapshot read of the missing byte %d: %w", r.Off, err)
 		}
-		copy(out[r.Off:r.End], remote[r.Off:])
 		pos = r.End
 	}
 	return out, read(s.Size())
@@ -154,6 +177,7 @@ const (
 	remoteByte = iota // the remote object has it
 	dirtyByte
 	holeByte // made here, zero
+	spilledByte
 )
 
 // maxFile bounds the files of random scripts, in bytes: a few pages.

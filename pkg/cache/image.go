@@ -19,6 +19,8 @@ import (
 //	forget   nothing: the file is clean or gone
 //	state    which, number, a point: replaces that point of the file; current comes first and replaces all
 //	ranges   which, an extent set: added to that point
+//	spill    number, an extent set: a remote object of its own has these ranges, and they are dirty no more
+//	spilled  which, number, an extent set: the same of one point, as part of its state
 const (
 	kindChange  = journal.OwnerCache | 1
 	kindMark    = journal.OwnerCache | 2
@@ -26,6 +28,8 @@ const (
 	kindForget  = journal.OwnerCache | 4
 	kindState   = journal.OwnerCache | 5
 	kindRanges  = journal.OwnerCache | 6
+	kindSpill   = journal.OwnerCache | 7
+	kindSpilled = journal.OwnerCache | 8
 )
 
 // Which point of an image a state record holds.
@@ -46,11 +50,13 @@ type point struct {
 	base, size   int64
 	mtime, since time.Time
 	dirty        extent.Set
+	spilled      spills
 }
 
 func (p *point) clone() *point {
 	c := *p
 	c.dirty = p.dirty.Clone()
+	c.spilled = p.spilled.clone()
 	return &c
 }
 
@@ -59,6 +65,7 @@ func (p *point) cut(size int64) {
 	p.size = min(p.size, size)
 	p.base = min(p.base, size)
 	p.dirty.Truncate(size)
+	p.spilled.cut(size)
 }
 
 // image is what a replay of the journal would find of a file: the same code keeps it up to date while the file is in
@@ -81,7 +88,8 @@ func (m *image) change(to point) {
 		}
 	}
 	m.dirty.AddSet(to.dirty)
-	to.dirty = m.dirty
+	m.spilled.remove(to.dirty)
+	to.dirty, to.spilled = m.dirty, m.spilled
 	m.point = to
 }
 
@@ -106,7 +114,7 @@ func (m *image) records(id ID) []journal.Record {
 }
 
 func stateRecords(recs []journal.Record, id ID, which, number uint64, p *point) []journal.Record {
-	chunks := slices.Collect(slices.Chunk(p.dirty.Ranges(), maxRanges))
+	chunks := chunked(p.dirty)
 	first := *p
 	first.dirty = extent.Set{}
 	if len(chunks) > 0 {
@@ -122,7 +130,21 @@ func stateRecords(recs []journal.Record, id ID, which, number uint64, p *point) 
 		b = binary.AppendUvarint(b, which)
 		recs = append(recs, journal.Record{Kind: kindRanges, Data: set.AppendTo(b)})
 	}
+	for _, s := range p.spilled.each {
+		for _, c := range chunked(s.set) {
+			set := setOf(c)
+			b := binary.AppendUvarint(nil, uint64(id))
+			b = binary.AppendUvarint(b, which)
+			b = binary.AppendUvarint(b, s.number)
+			recs = append(recs, journal.Record{Kind: kindSpilled, Data: set.AppendTo(b)})
+		}
+	}
 	return recs
+}
+
+// chunked cuts a set into pieces that fit into one record each.
+func chunked(s extent.Set) [][]extent.Range {
+	return slices.Collect(slices.Chunk(s.Ranges(), maxRanges))
 }
 
 func setOf(ranges []extent.Range) extent.Set {
@@ -203,7 +225,17 @@ func (m images) replay(rec journal.Record) error {
 	case kindRanges:
 		which, set := r.uint(), r.set()
 		if r.end() {
-			return m.ranges(id, which, set)
+			return m.ranges(id, which, func(p *point) { p.dirty.AddSet(set) })
+		}
+	case kindSpill:
+		n, set := r.uint(), r.set()
+		if f := m[id]; r.end() && f != nil {
+			f.spill(n, set)
+		}
+	case kindSpilled:
+		which, n, set := r.uint(), r.uint(), r.set()
+		if r.end() {
+			return m.ranges(id, which, func(p *point) { p.spilled.add(n, set) })
 		}
 	default:
 		return fmt.Errorf("kind %#x: %w", rec.Kind, errRecord)
@@ -234,7 +266,8 @@ func (m images) state(id ID, which, n uint64, p point) error {
 	return nil
 }
 
-func (m images) ranges(id ID, which uint64, set extent.Set) error {
+// ranges lets add change a point.
+func (m images) ranges(id ID, which uint64, add func(*point)) error {
 	var p *point
 	if f := m[id]; f != nil {
 		switch which {
@@ -249,7 +282,7 @@ func (m images) ranges(id ID, which uint64, set extent.Set) error {
 	if p == nil {
 		return fmt.Errorf("ranges of an unknown state %d: %w", which, errRecord)
 	}
-	p.dirty.AddSet(set)
+	add(p)
 	return nil
 }
 

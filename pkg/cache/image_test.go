@@ -73,7 +73,21 @@ func (m *image) commit(size int64) {
 			m.kind[i] = remoteByte
 		}
 	}
+	for i, k := range m.kind {
+		if k == spilledByte {
+			m.kind[i] = remoteByte
+		}
+	}
 	m.changed = m.touched
+}
+
+// spill moves what was not changed since the snapshot to an object of its own.
+func (m *image) spill(off, end int64) {
+	for i := off; i < min(end, m.smallest, int64(len(m.b))); i++ {
+		if i >= int64(len(m.over)) || !m.over[i] {
+			m.kind[i] = spilledByte
+		}
+	}
 }
 
 // modelSnap is what the model knows of a live snapshot.
@@ -89,6 +103,8 @@ type modelFile struct {
 	id     cache.ID
 	f      *cache.File
 	remote []byte
+	apart  spilled // all that there ever were
+	needed spilled // those that were not replaced by a commit
 	// alts are what the file may be, byte by byte: one, but for changes that are under way or failed.
 	alts []image
 	// past are what a power cut may leave: all since the last barrier that returned.

@@ -180,7 +180,7 @@ func (s *Store) quarantine(id ID) error {
 func (s *Store) restore(id ID, m *image, powerCut bool) (*File, error) {
 	f := newFile(s, id)
 	f.size, f.base, f.mtime, f.since = m.size, m.base, m.mtime, m.since
-	f.dirty, f.image, f.marks = m.dirty.Clone(), m, m.mark
+	f.dirty, f.spilled, f.image, f.marks = m.dirty.Clone(), m.spilled.clone(), m, m.mark
 	f.changes, f.records = 1, 1
 	f.account()
 	s.files[id] = f

@@ -87,7 +87,7 @@ func (r *rig) recoveredFile(b *box, m *modelFile, powerCut bool) error {
 	if f == nil {
 		f = b.File(m.id, int64(len(m.remote)))
 	}
-	got, err := readAll(f, m.remote)
+	got, err := readAll(f, m.remote, m.apart)
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func (r *rig) recoveredFile(b *box, m *modelFile, powerCut bool) error {
 			return err
 		}
 	}
-	up, err := readSnap(f, s, m.remote, false)
+	up, err := readSnap(f, s, m.remote, false, m.apart)
 	if err != nil {
 		return err
 	}
@@ -138,8 +138,8 @@ func (r *rig) adopt(b *box) {
 			}
 			continue
 		}
-		m.f = b.File(m.id, int64(len(m.remote)))
-		got, err := readAll(m.f, m.remote)
+		m.f, m.needed = b.File(m.id, int64(len(m.remote))), m.apart
+		got, err := readAll(m.f, m.remote, m.apart)
 		r.result(err)
 		s, err := m.f.Snapshot()
 		if !r.result(err) {
@@ -151,7 +151,9 @@ func (r *rig) adopt(b *box) {
 		for i := range a.kind {
 			if dirty.Contains(int64(i), int64(i)+1) {
 				a.kind[i] = dirtyByte
-				if at, ok := m.f.SeekData(int64(i), true); ok && at == int64(i) {
+				if n, _ := s.Spilled(int64(i)); n != 0 {
+					a.kind[i] = spilledByte
+				} else if at, ok := m.f.SeekData(int64(i), true); ok && at == int64(i) {
 					a.kind[i] = holeByte
 				}
 			}

@@ -57,7 +57,7 @@ func (r *rig) result(err error) bool {
 func (r *rig) add(size int64) *modelFile {
 	r.step("file %d with %d bytes", len(r.files)+1, size)
 	remote := pattern(1000+len(r.files), 0, size)
-	m := &modelFile{id: cache.ID(len(r.files) + 1), remote: remote}
+	m := &modelFile{id: cache.ID(len(r.files) + 1), remote: remote, apart: spilled{}, needed: spilled{}}
 	m.alts = []image{remoteImage(remote)}
 	m.past = []image{remoteImage(remote)}
 	m.f = r.box.File(m.id, size)
@@ -117,9 +117,35 @@ func (r *rig) truncate(m *modelFile, size int64) {
 func (r *rig) fill(m *modelFile, off, end int64) {
 	r.step("fill %d [%d,%d)", m.id, off, end)
 	generation := m.f.Generation()
-	if end = min(end, int64(len(m.remote))); off < end {
-		r.result(m.f.Fill(m.remote[off:end], off, generation))
+	for _, x := range m.f.Missing(off, end) {
+		p := make([]byte, x.Len())
+		if r.result(m.needed.fetch(p, x, m.remote, m.f.Spilled)) {
+			r.result(m.f.Fill(p, x.Off, generation))
+		}
 	}
+}
+
+// spill uploads a part of the snapshot to an object of its own.
+func (r *rig) spill(m *modelFile, cut int64) {
+	whole := m.snap.Longest()
+	if whole.Empty() {
+		return
+	}
+	off := whole.Off + cut%whole.Len()
+	r.step("spill %d [%d,%d) as %d", m.id, off, whole.End, r.ops+1)
+	number := uint64(r.ops)
+	m.apart[number], m.needed[number] = m.snap.content, m.snap.content
+	with := fmt.Sprintf("spill %d", r.ops)
+	r.underWay = with
+	ok := r.change(m, func(a *image) { a.spill(off, whole.End) }, func() error {
+		return m.snap.Spill(number, off, whole.End, journal.Record{Kind: foreignKind, Data: []byte(with)})
+	})
+	if ok {
+		r.commits = append(r.commits, with)
+		r.box.foreign = append(r.box.foreign, with)
+	}
+	r.underWay = ""
+	r.release(m)
 }
 
 func (r *rig) sync(m *modelFile) {
@@ -150,7 +176,7 @@ func (r *rig) snapshot(m *modelFile) {
 	if !r.result(err) {
 		return
 	}
-	content, err := readAll(m.f, m.remote)
+	content, err := readAll(m.f, m.remote, m.needed)
 	if !r.result(err) {
 		s.Release()
 		return
@@ -164,7 +190,7 @@ func (r *rig) snapshot(m *modelFile) {
 // checkSnap compares a live snapshot with what the file was.
 func (r *rig) checkSnap(m *modelFile, fill bool) bool {
 	r.t.Helper()
-	got, err := readSnap(m.f, m.snap.Snapshot, m.remote, fill)
+	got, err := readSnap(m.f, m.snap.Snapshot, m.remote, fill, m.needed)
 	if !r.result(err) {
 		return false
 	}
@@ -200,6 +226,7 @@ func (r *rig) commit(m *modelFile, fill bool) {
 	}
 	r.underWay = ""
 	if ok {
+		m.needed = spilled{}
 		r.release(m)
 	}
 }
@@ -241,7 +268,7 @@ func (r *rig) live() {
 		if m.gone {
 			continue
 		}
-		got, err := readAll(m.f, m.remote)
+		got, err := readAll(m.f, m.remote, m.needed)
 		if !r.result(err) {
 			continue
 		}
@@ -342,6 +369,8 @@ func (r *rig) random(rnd *rand.Rand) {
 			r.checkSnap(m, false)
 		} else if rnd.IntN(5) == 0 {
 			r.release(m)
+		} else if rnd.IntN(2) == 0 {
+			r.spill(m, off)
 		} else {
 			r.commit(m, rnd.IntN(2) == 0)
 		}

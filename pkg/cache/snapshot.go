@@ -21,6 +21,7 @@ type Snapshot struct {
 	dirty      extent.Set // ranges that differ from the remote object
 	local      extent.Set // bytes that are still in the data file
 	saved      extent.Set // bytes that were copied to the side file
+	spilled    spills     // what is missing of these ranges is in objects of their own
 	side       disk.File  // nil until something is saved
 	over       extent.Set // ranges of the file that were overwritten since
 	smallest   int64      // of the file's sizes since
@@ -45,7 +46,7 @@ func (f *File) Snapshot() (*Snapshot, error) {
 	}
 	s := &Snapshot{
 		f: f, size: f.size, base: f.base, mtime: f.mtime, smallest: f.size,
-		dirty: f.dirty.Clone(), local: f.dirty.Clone(),
+		dirty: f.dirty.Clone(), local: f.dirty.Clone(), spilled: f.spilled.clone(),
 	}
 	s.local.AddSet(f.clean)
 	f.snap = s
@@ -58,9 +59,10 @@ func (s *Snapshot) Size() int64 { return s.size }
 // Mtime is the mtime of the newest change in the snapshot, zero when it is clean.
 func (s *Snapshot) Mtime() time.Time { return s.mtime }
 
-// Dirty returns the ranges that differ from the remote object: dirty bytes and holes made here.
+// Dirty returns the ranges that differ from the remote object: dirty bytes, spills, and holes made here.
 func (s *Snapshot) Dirty() extent.Set {
 	d := s.dirty.Clone()
+	d.AddSet(s.spilled.all)
 	d.Add(s.base, s.size)
 	return d
 }
@@ -73,11 +75,7 @@ func (s *Snapshot) Missing(off, end int64) []extent.Range {
 }
 
 func (s *Snapshot) missing(off, end int64) []extent.Range {
-	var m []extent.Range
-	for _, r := range s.local.Gaps(off, min(end, s.base)) {
-		m = append(m, s.saved.Gaps(r.Off, r.End)...)
-	}
-	return m
+	return missing(off, end, s.base, &s.spilled, &s.local, &s.saved)
 }
 
 // ReadAt implements io.ReaderAt over the frozen content. ErrMissing in a missing range; fs.ErrClosed after Release.
@@ -133,6 +131,10 @@ func (s *Snapshot) stretch(pos, end int64) (to int64, from int) {
 		to, from = end, zeros
 		if pos < s.base {
 			to, from = min(end, s.base), fromNowhere
+		} else if apart := s.spilled.all.NextGap(pos); apart > pos {
+			to, from = min(end, apart), fromNowhere
+		} else if next, ok := s.spilled.all.Next(pos); ok {
+			to = min(end, next)
 		}
 		if next, ok := s.local.Next(pos); ok {
 			to = min(to, next)
@@ -240,6 +242,7 @@ func (s *Snapshot) Commit(with ...journal.Record) error {
 	f.generation++
 	f.dropped = f.store.drops.Add(1)
 	f.base = base
+	f.spilled = spills{}
 	kept := f.dirty.Clone()
 	kept.RemoveSet(left)
 	f.clean.AddSet(kept)

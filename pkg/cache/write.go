@@ -147,6 +147,7 @@ func (f *File) change(size int64, mtime time.Time, add []extent.Range) error {
 		f.cut(size)
 	}
 	f.size = size
+	f.spilled.remove(to.dirty)
 	for _, r := range add {
 		f.dirty.Add(r.Off, r.End)
 		f.clean.Remove(r.Off, r.End)
@@ -164,6 +165,7 @@ func (f *File) cut(size int64) {
 		s.Truncate(size)
 	}
 	f.base = min(f.base, size)
+	f.spilled.cut(size)
 	if f.snap != nil {
 		f.snap.smallest = min(f.snap.smallest, size)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -30,10 +31,10 @@ type living struct {
 	body []byte // guarded by bmu: what the file holds
 }
 
-func (l *living) locate() (fetch.Source, error) {
+func (l *living) locate(int64) (fetch.Source, int64, error) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	return l.src, nil
+	return l.src, math.MaxInt64, nil
 }
 
 func (l *living) change(random *rand.Rand, most int) error {
@@ -76,7 +77,7 @@ func (l *living) upload(n int) error {
 	l.mu.RLock()
 	src := l.src
 	l.mu.RUnlock()
-	locate := func() (fetch.Source, error) { return src, nil }
+	locate := func(int64) (fetch.Source, int64, error) { return src, math.MaxInt64, nil }
 	body := make([]byte, snap.Size())
 	for {
 		if err := l.fetcher.EnsureSnapshot(l.t.Context(), l.f, snap, locate, 0, snap.Size()); err != nil {
@@ -252,7 +253,7 @@ func TestDirect(t *testing.T) {
 			t.Errorf("away: %v", err)
 		}
 		broken := errors.New("broken")
-		if err := r.fetcher.Direct(t.Context(), f, func() (fetch.Source, error) { return fetch.Source{}, broken }, p, 0); !errors.Is(err, broken) {
+		if err := r.fetcher.Direct(t.Context(), f, func(int64) (fetch.Source, int64, error) { return fetch.Source{}, 0, broken }, p, 0); !errors.Is(err, broken) {
 			t.Errorf("locate: %v", err)
 		}
 	})

@@ -11,7 +11,8 @@
 //     failed request.
 //
 // Lock order: a file's queue, then the cache's file (queue.flights and File.Missing must agree). Fetcher.mu and the
-// budget's lock are leaves. No lock is held over a request or a File.Fill. Locate is called without any lock.
+// budget's lock are leaves. No lock is held over a request or a File.Fill. Locate is called with a file's
+// queue locked: it may lock the tree or the cache.
 //
 // Start reading in ensure.go.
 package fetch

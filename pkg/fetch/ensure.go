@@ -113,10 +113,6 @@ func (x *Fetcher) depart(t target, off, end int64) ([]*flight, error) {
 		return nil, nil
 	}
 	generation := t.file.Generation()
-	src, err := t.locate()
-	if err != nil {
-		return nil, err
-	}
 	q, err := x.queue(t.file)
 	if err != nil {
 		return nil, err
@@ -130,7 +126,12 @@ func (x *Fetcher) depart(t target, off, end int64) ([]*flight, error) {
 		for pos := r.Off; pos < r.End; {
 			fl, stop := q.at(pos, min(r.End, x.cut(pos)))
 			if fl == nil {
-				if fl, err = x.start(q, pos, stop, src, generation, false); err != nil {
+				var src Source
+				var last int64
+				if src, last, err = t.locate(pos); err == nil {
+					fl, err = x.start(q, pos, min(stop, last), src, generation, false)
+				}
+				if err != nil {
 					q.leaveLocked(fls)
 					return nil, err
 				}
@@ -232,7 +233,7 @@ func (x *Fetcher) await(ctx context.Context, t target, fls []*flight) error {
 			return errStale // it was given up before we joined it
 		case errors.Is(err, s3.ErrNotExist) || errors.Is(err, s3.ErrPrecondition):
 			generation := t.file.Generation()
-			src, lerr := t.locate()
+			src, _, lerr := t.locate(fl.off)
 			if lerr != nil {
 				return lerr
 			}

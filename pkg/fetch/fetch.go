@@ -13,16 +13,18 @@ import (
 // ErrClosed: the Fetcher was closed.
 var ErrClosed = errors.New("fetcher is closed")
 
-// Source is the remote object that holds the clean bytes of a file.
+// Source is a remote object that holds bytes of a file.
 type Source struct {
 	Key  s3.Key
 	ETag s3.ETag // requests are pinned to it; empty pins nothing
 	Size int64   // bytes
+	Off  int64   // where in the file its first byte is
 }
 
-// Locate tells which object is behind a file's missing ranges at the moment of the call. It must ask whoever owns that
-// knowledge and not return a remembered answer, except when the caller knows that it cannot change.
-type Locate func() (Source, error)
+// Locate tells which object is behind the missing byte of a file at off, and up to where it is behind all that is
+// missing, at the moment of the call. It must ask whoever owns that knowledge and not return a remembered answer, except
+// when the caller knows that it cannot change.
+type Locate func(off int64) (src Source, end int64, err error)
 
 // Options of a Fetcher. The zero value works.
 type Options struct {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -72,7 +73,9 @@ func (r *rig) put(key string, body []byte) {
 	r.source.Store(&fetch.Source{Key: s3.Key(key), ETag: info.ETag, Size: int64(len(body))})
 }
 
-func (r *rig) locate() (fetch.Source, error) { return *r.source.Load(), nil }
+func (r *rig) locate(int64) (fetch.Source, int64, error) {
+	return *r.source.Load(), math.MaxInt64, nil
+}
 
 func (r *rig) ensure(f *cache.File, off, end int64) error {
 	return r.fetcher.Ensure(r.t.Context(), f, r.locate, off, end)
@@ -192,7 +195,7 @@ func TestSourceMoves(t *testing.T) {
 	// A locate that fails ends it.
 	broken := errors.New("broken")
 	g := r.store.File(2, 100)
-	if err := r.fetcher.Ensure(t.Context(), g, func() (fetch.Source, error) { return fetch.Source{}, broken }, 0, 100); !errors.Is(err, broken) {
+	if err := r.fetcher.Ensure(t.Context(), g, func(int64) (fetch.Source, int64, error) { return fetch.Source{}, 0, broken }, 0, 100); !errors.Is(err, broken) {
 		t.Error(err)
 	}
 }

@@ -77,9 +77,10 @@ func (fl *flight) wanted(err error) bool {
 	return fl.waiters > 0
 }
 
-// get fills p with the bytes at off of the object that src names. Nothing but the whole range, of that very object, is
-// success.
+// get fills p with the bytes of the file at off from the object that src names. Nothing but the whole range, of that
+// very object, is success.
 func (x *Fetcher) get(ctx context.Context, src Source, p []byte, off int64) (err error) {
+	off -= src.Off
 	end := off + int64(len(p))
 	defer func() {
 		if err != nil {
@@ -141,22 +142,26 @@ func (x *Fetcher) Direct(ctx context.Context, f *cache.File, locate Locate, p []
 func (x *Fetcher) direct(ctx context.Context, f *cache.File, locate Locate, p []byte, off int64) error {
 	for attempt := 0; ; attempt++ {
 		generation := f.Generation()
-		src, err := locate()
+		src, end, err := locate(off)
 		if err != nil {
 			return err
 		}
 		if err := x.budget.acquire(ctx, 0); err != nil {
 			return err
 		}
-		err = x.get(ctx, src, p, off)
+		part := p[:min(int64(len(p)), end-off)]
+		err = x.get(ctx, src, part, off)
 		x.budget.release(0)
 		if f.Generation() != generation {
 			continue
 		}
 		if err == nil {
-			return nil
+			if p, off = p[len(part):], off+int64(len(part)); len(p) == 0 {
+				return nil
+			}
+			continue
 		}
-		now, lerr := locate()
+		now, _, lerr := locate(off)
 		if lerr != nil {
 			return lerr
 		}

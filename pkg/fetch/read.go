@@ -49,10 +49,6 @@ func (x *Fetcher) departAhead(t target, from, to int64) int64 {
 		return to
 	}
 	generation := t.file.Generation()
-	src, err := t.locate()
-	if err != nil {
-		return from // readers will hear it when they ask for these bytes
-	}
 	q, err := x.queue(t.file)
 	if err != nil {
 		return from
@@ -64,6 +60,11 @@ func (x *Fetcher) departAhead(t target, from, to int64) int64 {
 		for pos := r.Off; pos < r.End; {
 			fl, stop := q.at(pos, min(r.End, x.cut(pos)))
 			if fl == nil {
+				src, last, err := t.locate(pos)
+				if err != nil {
+					return pos // readers will hear it when they ask for these bytes
+				}
+				stop = min(stop, last)
 				cost := bufferSize(stop - pos)
 				if !x.budget.try(cost) {
 					return pos

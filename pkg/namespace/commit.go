@@ -11,7 +11,7 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/s3"
 )
 
-// Prepare fills the attributes from the inode as it is now. For Content it is called before the snapshot is taken: what
+// Prepare fills the attributes from the inode as it is now; those of a Spill are the write-id alone. For Content it is called before the snapshot is taken: what
 // is written after Prepare makes the inode dirty again, whether the snapshot has it or not.
 func (t *Tree) Prepare(k *Task) error {
 	t.mu.Lock()
@@ -19,6 +19,10 @@ func (t *Tree) Prepare(k *Task) error {
 	n := k.n
 	t.writes++
 	id := fmt.Sprintf("%s-%d-%d-%d", t.opt.WriterID, n.attr.Ino, t.opt.Now().UnixNano(), t.writes)
+	if k.Verb == Spill {
+		k.Attr = s3.Attributes{Meta: map[string]string{metaWriteID: id}}
+		return nil
+	}
 	meta, err := encodeAttr(n.attr, n.target, n.xattrs, n.extra, id)
 	if err != nil {
 		return err
@@ -58,6 +62,8 @@ func (t *Tree) Commit(k *Task, info s3.Info, moved map[s3.Key]s3.Info, write fun
 	switch k.Verb {
 	case Put, Copy:
 		changed = append(changed, t.stored(k, info)...)
+	case Spill:
+		t.spilled(k, info)
 	case Delete:
 		n.dropObj(k.Key)
 		t.release(k.Key, n)
@@ -133,6 +139,9 @@ func (t *tree) stored(k *Task, info s3.Info) []*node {
 			t.schedule(m, t.dueAt(m))
 		}
 		changed = append(changed, m)
+	}
+	if k.Content {
+		n.unspill()
 	}
 	o := object{key: k.Key, etag: info.ETag, size: info.Size, contGen: k.contGen, metaGen: k.metaGen}
 	if old := n.objAt(k.Key); old != nil {
@@ -326,7 +335,7 @@ func (t *tree) adopt(k *Task, info s3.Info) []*node {
 		t.claim(k.Key, n)
 	} else {
 		o := m.objAt(k.Key)
-		o.etag, o.size, o.metaGen, o.unsure = info.ETag, info.Size, 0, false
+		o.etag, o.size, o.metaGen, o.unsure, o.spill = info.ETag, info.Size, 0, false, 0
 	}
 	t.schedule(n, t.dueAt(n))
 	return changed

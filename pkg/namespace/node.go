@@ -19,6 +19,10 @@ type object struct {
 	// unsure: a request that makes it was sent, and nothing is known of its outcome. It has no state. It is ours when it
 	// carries our write-id or has this etag: that of what was to be copied.
 	unsure bool
+	// spill is not 0 for an object that holds a part of the file's bytes, sent while the file is written.
+	// at is where in the file it begins.
+	spill uint64
+	at    int64
 }
 
 // link is one name of a node.
@@ -70,6 +74,8 @@ type node struct {
 	nextChanged uint64 // as changed and first, of changes made since the running task was prepared
 	nextFirst   time.Time
 	urgent      bool
+	spilling    bool // a part of its bytes shall go to an object of its own, to make room
+	whole       bool // that was not possible
 	save        bool // its remote bytes stand where another node must write: move them out of the way
 	running     *Task
 	prepared    bool

@@ -82,8 +82,8 @@ func (t *tree) start(n *node, k *Task) error {
 			return nil
 		}
 		n.heading = k.DstPrefix
-	case (k.Verb == Put || k.Verb == Copy) && t.owner[k.Key] == nil:
-		n.objs = append(n.objs, object{key: k.Key, unsure: true})
+	case (k.Verb == Put || k.Verb == Copy || k.Verb == Spill) && t.owner[k.Key] == nil:
+		n.objs = append(n.objs, object{key: k.Key, unsure: true, spill: k.Number})
 		t.claim(k.Key, n)
 	default:
 		return nil
@@ -137,6 +137,9 @@ func (t *tree) settled(n *node) {
 func (t *tree) plan(n *node) (*Task, verdict) {
 	if n.isDir() {
 		return t.planDir(n)
+	}
+	if n.spilling = n.spilling && n.opens > 0 && n.contGen > n.baseGen(); n.spilling {
+		return t.planSpill(n), inSync
 	}
 	if len(n.links) == 0 {
 		if n.opens > 0 {
@@ -311,7 +314,7 @@ func (t *tree) planSave(n *node) *Task {
 // is never without an object: it overwrites. Unless it has to wait for a directory, which in turn may wait for us.
 func (t *tree) planDelete(n *node, keep []s3.Key, done verdict) (*Task, verdict) {
 	for _, o := range n.objs {
-		if slices.Contains(keep, o.key) {
+		if slices.Contains(keep, o.key) || o.spill != 0 && !o.unsure && len(n.links)+n.opens > 0 {
 			continue
 		}
 		if c := t.claimant(o.key, n); c != nil && !t.moving(o.key, c, Put) || t.busy[o.key] != nil || t.moving(o.key, n, Delete) {

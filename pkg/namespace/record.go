@@ -21,7 +21,8 @@ const (
 // errRecord: a record that passed the journal's checksum is not one that this package wrote.
 var errRecord = fmt.Errorf("namespace record: %w", journal.ErrCorrupt)
 
-const nodeVersion = 2
+// nodeVersion is of the records that are written. Version 2, which knows no spills, is read too.
+const nodeVersion = 3
 
 // Flags of a node record, and of an object in it.
 const (
@@ -33,6 +34,7 @@ const (
 	flagContent = 1 << iota
 	flagMeta
 	flagUnsure
+	flagSpill
 )
 
 // reader consumes a record. bad is sticky.
@@ -95,7 +97,7 @@ func appendTime(b []byte, t time.Time) []byte { return binary.AppendVarint(b, t.
 //	n (dir name)*              links
 //	origin heading             of a directory: where its children lie, where a Move copies them
 //	n (src dst)*               and what must be emptied
-//	n (key etag size flags)*   objects
+//	n (key etag size flags [spill at])*  objects
 //
 // All integers are varints, times are nanoseconds since the epoch.
 func (n *node) encode() []byte {
@@ -151,7 +153,13 @@ func (n *node) encode() []byte {
 		if o.unsure {
 			f |= flagUnsure
 		}
+		if o.spill != 0 {
+			f |= flagSpill
+		}
 		b = binary.AppendUvarint(b, f)
+		if o.spill != 0 {
+			b = binary.AppendVarint(binary.AppendUvarint(b, o.spill), o.at)
+		}
 	}
 	return b
 }
@@ -165,7 +173,7 @@ type savedLink struct {
 // decodeNode is the inverse of encode. The generations start anew: bytes are taken for clean until the cache says
 // otherwise (Recovered).
 func decodeNode(data []byte) (*node, []savedLink, error) {
-	if len(data) == 0 || data[0] != nodeVersion {
+	if len(data) == 0 || data[0] < 2 || data[0] > nodeVersion {
 		return nil, nil, fmt.Errorf("node: %w", errRecord)
 	}
 	r := reader{b: data[1:]}
@@ -207,6 +215,9 @@ func decodeNode(data []byte) (*node, []savedLink, error) {
 		}
 		if f&flagUnsure != 0 {
 			o.unsure, o.contGen, o.metaGen = true, 0, 0
+		}
+		if f&flagSpill != 0 {
+			o.spill, o.at, o.contGen, o.metaGen = r.uint(), r.int(), 0, 0
 		}
 		n.objs = append(n.objs, o)
 	}

@@ -24,6 +24,8 @@ const (
 	// when DstPrefix has it with the same size; otherwise it is copied first. Without DstPrefix only keys that no POSIX
 	// name can reach (see ValidName) are removed, others stay.
 	Purge
+	// Spill stores a part of the cached file, of the executor's choice, in an object of its own.
+	Spill
 )
 
 // Task is one unit of work for the bucket. Tasks that Next has handed out never touch the same key.
@@ -31,10 +33,12 @@ type Task struct {
 	Verb                 Verb
 	Ino                  inode.Ino
 	Key                  s3.Key
-	Cond                 s3.Condition  // for Put and Copy
-	Attr                 s3.Attributes // for Put and Copy, filled by Prepare
+	Cond                 s3.Condition  // for Put, Copy and Spill
+	Attr                 s3.Attributes // for Put, Copy and Spill, filled by Prepare
 	Content              bool          // Put: body is the cached file
 	Unsure               bool          // Delete
+	Number               uint64        // Spill: of the part
+	At                   int64         // Spill: where in the file the part begins, to be set before Commit
 	Body                 []byte        // Put without Content: symlink target, or nothing
 	Source               Source        // Copy: from where. Put: the object behind missing ranges; Key "" when there is none. Delete: what to remove
 	SrcPrefix, DstPrefix s3.Key

@@ -45,6 +45,8 @@ type tree struct {
 	seq    uint64
 	writes uint64 // numbers write-ids
 
+	lastSpill uint64
+
 	owner  map[s3.Key]*node           // objects of tracked nodes
 	under  map[s3.Key]int             // directory prefix -> owned keys below it
 	beside map[s3.Key]map[s3.Key]bool // directory prefix -> owned keys directly in it
@@ -197,6 +199,7 @@ func (t *Tree) Lost(ino inode.Ino) (name string) {
 	if len(n.links) > 0 {
 		name = string(t.wantKeys(n)[0])
 	}
+	n.unspill()
 	if b := n.base(); b != nil {
 		n.contGen = b.contGen
 		n.attr.Size = b.size
@@ -401,7 +404,7 @@ func (t *tree) dueAt(n *node) time.Time {
 	if limit := n.first.Add(t.opt.MaxAge); due.After(limit) || (n.opens > 0 && len(n.links) > 0 && n.hasContent() && n.contGen > n.baseGen()) {
 		due = limit
 	}
-	if n.urgent {
+	if n.urgent || n.spilling {
 		due = time.Time{}
 	}
 	if due.Before(n.retry) {

@@ -25,7 +25,7 @@ func (fs *FS) Read(ctx context.Context, _ Request, ino inode.Ino, _ HandleID, p 
 	defer func() { fs.bytesRead.Add(int64(n)) }()
 	ctx, cancel := fs.patience(ctx)
 	defer cancel()
-	locate := fs.locate(ino)
+	locate := fs.locate(ino, f)
 	id := cache.ID(ino)
 	end := min(off+int64(len(p)), f.Size())
 	full := false // the cache takes no more bytes
@@ -64,13 +64,18 @@ func (fs *FS) Read(ctx context.Context, _ Request, ino inode.Ino, _ HandleID, p 
 }
 
 // locate tells the fetcher which object is behind the missing ranges of a file.
-func (fs *FS) locate(ino inode.Ino) fetch.Locate {
-	return func() (fetch.Source, error) {
+func (fs *FS) locate(ino inode.Ino, f *cache.File) fetch.Locate {
+	return func(off int64) (fetch.Source, int64, error) {
+		n, end := f.Spilled(off)
+		if n != 0 {
+			src, at, err := fs.tree.Spilled(ino, n)
+			return fetch.Source{Key: src.Key, ETag: src.ETag, Size: src.Size, Off: at}, end, err
+		}
 		src, ok, err := fs.tree.Source(ino)
 		if err == nil && !ok {
 			err = fmt.Errorf("inode %d: bytes are missing that no object has", ino)
 		}
-		return fetch.Source(src), err
+		return fetch.Source{Key: src.Key, ETag: src.ETag, Size: src.Size}, end, err
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/cache"
 	"github.com/csi-s3/csi-s3/pkg/extent"
 	"github.com/csi-s3/csi-s3/pkg/fetch"
+	"github.com/csi-s3/csi-s3/pkg/inode"
 	"github.com/csi-s3/csi-s3/pkg/namespace"
 	"github.com/csi-s3/csi-s3/pkg/s3"
 )
@@ -24,18 +25,35 @@ type content struct {
 	exec   *Executor
 	file   *cache.File
 	snap   *cache.Snapshot
-	locate fetch.Locate
+	source namespace.Source
+	ino    inode.Ino
 }
 
-func newContent(e *Executor, f *cache.File, snap *cache.Snapshot, src namespace.Source) *content {
-	// While its task runs nobody else touches the source, so the answer cannot change.
-	locate := func() (fetch.Source, error) {
-		if src.Key == "" {
-			return fetch.Source{}, fmt.Errorf("bytes that no object holds: %w", s3.ErrNotExist)
-		}
-		return fetch.Source{Key: src.Key, ETag: src.ETag, Size: src.Size}, nil
+// locate tells which object has a missing byte. While the task runs nobody else touches these objects, so the answer
+// cannot change.
+func (c *content) locate(off int64) (fetch.Source, int64, error) {
+	n, end := c.snap.Spilled(off)
+	if n != 0 {
+		src, at, err := c.exec.tree.Spilled(c.ino, n)
+		return fetch.Source{Key: src.Key, ETag: src.ETag, Size: src.Size, Off: at}, end, err
 	}
-	return &content{e, f, snap, locate}
+	src := c.source
+	if src.Key == "" {
+		return fetch.Source{}, 0, fmt.Errorf("bytes that no object holds: %w", s3.ErrNotExist)
+	}
+	return fetch.Source{Key: src.Key, ETag: src.ETag, Size: src.Size}, end, nil
+}
+
+// whole is the object that has all of [off, end) of the content, if one has.
+func (c *content) whole(off, end int64) fetch.Source {
+	if _, ok := c.snap.Whole(off, end); !ok {
+		return fetch.Source{}
+	}
+	src, _, err := c.locate(off)
+	if err != nil || end > src.Off+src.Size {
+		return fetch.Source{} // to be uploaded, which will say what is wrong
+	}
+	return src
 }
 
 // prepare brings what the snapshot misses of [off, end) into the cache, if there is room for it.

@@ -36,7 +36,7 @@ func (e *Executor) copy(ctx context.Context, k *namespace.Task) (result, error) 
 		}
 	}
 	if size > e.opt.MaxCopy {
-		info, err := e.multipart(ctx, k, nil, size, ranges(size, min(copyStep, e.opt.MaxCopy)))
+		info, err := e.multipart(ctx, k, nil, size, ranges(k.Source, min(copyStep, e.opt.MaxCopy)))
 		return result{info: info}, err
 	}
 	_, err := e.copyObject(ctx, k.Source.Key, k.Source.ETag, k.Key, &k.Attr, k.Cond)

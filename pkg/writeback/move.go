@@ -197,7 +197,7 @@ func (e *Executor) duplicateLarge(ctx context.Context, o s3.Info, dst s3.Key, co
 		Key: dst, Cond: cond, Attr: s3.Attributes{Meta: src.Meta, ContentType: src.ContentType},
 		Source: namespace.Source{Key: o.Key, ETag: o.ETag, Size: o.Size},
 	}
-	return e.multipart(ctx, k, nil, o.Size, ranges(o.Size, min(copyStep, e.opt.MaxCopy)))
+	return e.multipart(ctx, k, nil, o.Size, ranges(k.Source, min(copyStep, e.opt.MaxCopy)))
 }
 
 // verify looks at the copies once more, all of them by a listing.

@@ -3,7 +3,7 @@ package writeback
 import (
 	"fmt"
 
-	"github.com/csi-s3/csi-s3/pkg/extent"
+	"github.com/csi-s3/csi-s3/pkg/fetch"
 	"github.com/csi-s3/csi-s3/pkg/namespace"
 	"github.com/csi-s3/csi-s3/pkg/s3"
 )
@@ -11,12 +11,14 @@ import (
 // minCopyPart is the least size, in bytes, of a part that is copied: servers refuse ranges of smaller objects.
 const minCopyPart = 5 << 20
 
-// part is a part of an object to be made: uploaded, or copied from the same range of the task's source.
+// part is a part of an object to be made: [off, end) of a file, uploaded, or copied from an object that has it.
 type part struct {
 	number   int
 	off, end int64
-	copied   bool
+	from     fetch.Source // Key "": uploaded
 }
+
+func (p part) copied() bool { return p.from.Key != "" }
 
 // schedule is the one table of part sizes, in multiples of Options.Part: with 8 MiB, an object of 10,000 parts has
 // 5 TiB. The boundaries depend on nothing but the offset, so a part of the old object is a part of the new one.
@@ -45,26 +47,28 @@ func layout(size, base int64) ([]part, error) {
 	return parts, nil
 }
 
-// plan cuts a file into parts, and says which of them the server can copy: those without a dirty byte that lie wholly
-// in the source.
-func (e *Executor) plan(size int64, dirty extent.Set, src namespace.Source) ([]part, error) {
+// plan cuts a file into parts, and says which of them the server can copy: those that source knows an object for.
+func (e *Executor) plan(size int64, source func(off, end int64) fetch.Source) ([]part, error) {
 	parts, err := layout(size, e.opt.Part)
 	if err != nil {
 		return nil, err
 	}
-	least := min(minCopyPart, e.opt.Part)
 	for i := range parts {
-		p := &parts[i]
-		p.copied = src.Key != "" && p.end <= src.Size && p.end-p.off >= least && !dirty.Overlaps(p.off, p.end)
+		if p := &parts[i]; p.end-p.off >= min(minCopyPart, e.opt.Part) {
+			p.from = source(p.off, p.end)
+		}
 	}
 	return parts, nil
 }
 
-// ranges cuts size bytes of an object that is only copied.
-func ranges(size, step int64) []part {
+// ranges cuts an object into parts of at most step bytes that are copied.
+func ranges(src namespace.Source, step int64) []part {
 	var parts []part
-	for off := int64(0); off < size; off += step {
-		parts = append(parts, part{number: len(parts) + 1, off: off, end: min(size, off+step), copied: true})
+	for off := int64(0); off < src.Size; off += step {
+		parts = append(parts, part{
+			number: len(parts) + 1, off: off, end: min(src.Size, off+step),
+			from: fetch.Source{Key: src.Key, ETag: src.ETag, Size: src.Size},
+		})
 	}
 	return parts
 }

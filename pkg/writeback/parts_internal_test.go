@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/csi-s3/csi-s3/pkg/extent"
+	"github.com/csi-s3/csi-s3/pkg/fetch"
 	"github.com/csi-s3/csi-s3/pkg/namespace"
 	"github.com/csi-s3/csi-s3/pkg/s3"
 )
@@ -26,7 +27,7 @@ func TestLayout(t *testing.T) {
 		}
 		var off int64
 		for i, p := range parts {
-			if p.number != i+1 || p.off != off || p.end <= p.off || p.copied {
+			if p.number != i+1 || p.off != off || p.end <= p.off || p.copied() {
 				t.Fatalf("%d bytes: part %d is %+v, want it at %d", size, i+1, p, off)
 			}
 			if n := p.end - p.off; n > 5<<30 || n < 5*mib && i+1 < len(parts) {
@@ -70,12 +71,17 @@ func TestPlan(t *testing.T) {
 		for _, r := range dirty {
 			set.Add(r.Off, r.End)
 		}
-		parts, err := e.plan(size, set, src)
+		parts, err := e.plan(size, func(off, end int64) fetch.Source {
+			if end > src.Size || set.Overlaps(off, end) {
+				return fetch.Source{}
+			}
+			return fetch.Source{Key: src.Key, Size: src.Size}
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, p := range parts {
-			if p.copied {
+			if p.copied() {
 				which = append(which, p.number)
 			}
 		}
@@ -115,8 +121,8 @@ func TestPlan(t *testing.T) {
 
 func TestRanges(t *testing.T) {
 	for _, c := range []struct{ size, step, parts int64 }{{10, 10, 1}, {11, 10, 2}, {100, 10, 10}, {1, 10, 1}} {
-		parts := ranges(c.size, c.step)
-		if int64(len(parts)) != c.parts || parts[len(parts)-1].end != c.size || !parts[0].copied {
+		parts := ranges(namespace.Source{Key: "key", Size: c.size}, c.step)
+		if int64(len(parts)) != c.parts || parts[len(parts)-1].end != c.size || !parts[0].copied() {
 			t.Errorf("%d by %d: %+v", c.size, c.step, parts)
 		}
 	}

@@ -113,7 +113,7 @@ func (a *author) step() {
 	}
 	name := a.pick()
 	body := a.bodies[name]
-	switch a.random.IntN(7) {
+	switch a.random.IntN(8) {
 	case 0, 1:
 		a.overwrite(name, a.random.IntN(len(body)+100), 1+a.random.IntN(500))
 	case 2:
@@ -147,6 +147,14 @@ func (a *author) step() {
 		mode := uint32(0o600 + a.random.IntN(0o100))
 		_, err := a.tree.SetAttr(namespace.Op{}, a.inode(name), namespace.Patch{Mode: &mode})
 		a.ok(err)
+	case 7:
+		ino := a.inode(name)
+		a.ok(a.tree.Opened(ino))
+		a.overwrite(name, a.random.IntN(len(body)+1), 40<<10+a.random.IntN(60<<10))
+		a.tree.Relieve(func(of inode.Ino) bool { return of == ino })
+		time.Sleep(time.Duration(a.random.IntN(10)) * time.Millisecond)
+		a.overwrite(name, a.random.IntN(len(body)+1), 1+a.random.IntN(10<<10))
+		a.tree.Released(ino)
 	}
 }
 

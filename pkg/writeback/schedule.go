@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/csi-s3/csi-s3/pkg/cache"
+	"github.com/csi-s3/csi-s3/pkg/extent"
+	"github.com/csi-s3/csi-s3/pkg/journal"
 	"github.com/csi-s3/csi-s3/pkg/namespace"
 	"github.com/csi-s3/csi-s3/pkg/s3"
 )
@@ -90,6 +92,8 @@ func (e *Executor) slot(k *namespace.Task) slots {
 		if k.Source.Size > e.opt.MaxCopy {
 			return e.uploads
 		}
+	case namespace.Spill:
+		return e.uploads
 	case namespace.Put:
 		size := k.Source.Size
 		if f := e.store.Lookup(cache.ID(k.Ino)); f != nil {
@@ -118,6 +122,8 @@ type result struct {
 	info  s3.Info
 	moved map[s3.Key]s3.Info
 	snap  *cache.Snapshot
+	// spill is the part of a file that a Spill has sent.
+	spill extent.Range
 }
 
 // run carries out a task and ends it.
@@ -166,15 +172,23 @@ func (e *Executor) do(k *namespace.Task) error {
 		r.moved, err = e.move(e.ctx, k)
 	case namespace.Purge:
 		err = e.purge(e.ctx, k)
+	case namespace.Spill:
+		r, err = e.spill(e.ctx, k)
 	default:
 		err = fmt.Errorf("task of verb %d: %w", k.Verb, errors.ErrUnsupported)
 	}
 	if err != nil {
 		return err
 	}
-	if r.snap == nil {
+	switch {
+	case r.snap == nil:
 		err = e.tree.Commit(k, r.info, r.moved, nil)
-	} else {
+	case k.Verb == namespace.Spill:
+		defer r.snap.Release()
+		err = e.tree.Commit(k, r.info, nil, func(recs ...journal.Record) error {
+			return r.snap.Spill(k.Number, r.spill.Off, r.spill.End, recs...)
+		})
+	default:
 		defer r.snap.Release()
 		err = e.tree.Commit(k, r.info, r.moved, r.snap.Commit)
 	}

@@ -30,7 +30,7 @@ func (e *Executor) Throttle(ctx context.Context) error {
 				return nil
 			}
 		}
-		e.urge()
+		e.relieve()
 		used := u.Dirty + u.Clean
 		full := used >= u.Capacity
 		var fill float64
@@ -52,18 +52,6 @@ func (e *Executor) Throttle(ctx context.Context) error {
 		if idle += step; e.steps.Load() != before {
 			idle = 0
 		}
-	}
-}
-
-// urge makes all that is dirty due, unless that was done since the last change.
-func (e *Executor) urge() {
-	seq := e.tree.Seq()
-	e.mu.Lock()
-	fresh := seq != e.urged
-	e.urged = seq
-	e.mu.Unlock()
-	if fresh {
-		e.tree.Urge()
 	}
 }
 

@@ -43,7 +43,7 @@ func (e *Executor) put(ctx context.Context, k *namespace.Task) (result, error) {
 	// What others can see must not be newer than what this node still has after a loss of power: else it would take
 	// its older state for the newer one and put it back.
 	if err = f.Sync(); err == nil {
-		info, err = e.putContent(ctx, k, newContent(e, f, snap, k.Source))
+		info, err = e.putContent(ctx, k, &content{exec: e, file: f, snap: snap, source: k.Source, ino: k.Ino})
 	}
 	if err != nil {
 		snap.Release()
@@ -72,7 +72,7 @@ func (e *Executor) putContent(ctx context.Context, k *namespace.Task, c *content
 	var info s3.Info
 	var err error
 	if size > e.opt.SinglePut {
-		parts, perr := e.plan(size, c.snap.Dirty(), k.Source)
+		parts, perr := e.plan(size, c.whole)
 		if perr != nil {
 			return s3.Info{}, perr
 		}
@@ -145,8 +145,9 @@ func (e *Executor) sendParts(ctx context.Context, k *namespace.Task, c *content,
 func (e *Executor) sendPart(ctx context.Context, k *namespace.Task, c *content, id s3.UploadID, p part) (s3.Part, error) {
 	var s s3.Part
 	var err error
-	if p.copied {
-		s, err = e.bucket.CopyPart(ctx, k.Key, id, p.number, k.Source.Key, k.Source.ETag, s3.Range{Off: p.off, End: p.end})
+	if p.copied() {
+		r := s3.Range{Off: p.off - p.from.Off, End: p.end - p.from.Off}
+		s, err = e.bucket.CopyPart(ctx, k.Key, id, p.number, p.from.Key, p.from.ETag, r)
 		if errors.Is(err, s3.ErrNotExist) || errors.Is(err, s3.ErrPrecondition) {
 			err = &sourceError{err}
 		}

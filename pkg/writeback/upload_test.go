@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -473,8 +474,12 @@ func TestShortLife(t *testing.T) {
 }
 
 func (r *rig) locate(ino inode.Ino) fetch.Locate {
-	return func() (fetch.Source, error) {
+	return func(off int64) (fetch.Source, int64, error) {
+		if n, end := r.file(ino).Spilled(off); n != 0 {
+			src, at, err := r.tree.Spilled(ino, n)
+			return fetch.Source{Key: src.Key, ETag: src.ETag, Size: src.Size, Off: at}, end, err
+		}
 		src, _, err := r.tree.Source(ino)
-		return fetch.Source(src), err
+		return fetch.Source{Key: src.Key, ETag: src.ETag, Size: src.Size}, math.MaxInt64, err
 	}
 }

@@ -70,7 +70,7 @@ type Executor struct {
 	lastErr   error             // guarded by mu: of the last task that failed, nil after a success
 	conflicts map[inode.Ino]int // guarded by mu: how many there were
 	judged    map[inode.Ino]int // guarded by mu: tasks whose conflict is being told to the tree
-	urged     uint64            // guarded by mu: Tree.Seq at the last Urge of Throttle
+	relieved  uint64            // guarded by mu: changes and tasks done at the last relieve
 }
 
 // New makes an Executor. Start starts it.
