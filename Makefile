@@ -12,7 +12,7 @@ export GOFLAGS := $(filter-out -buildvcs=false,$(GOFLAGS)) -buildvcs=false
 # test/e2e needs a cluster and has a target of its own; test/e2e/kube is Kubernetes itself and only ever built.
 NESTED := $(filter-out test/e2e%,$(shell git ls-files '*/go.mod' 2>/dev/null | xargs -r -n1 dirname))
 
-.PHONY: help build demo test conformance e2e soak lint image image-all
+.PHONY: help build demo test conformance chaos e2e soak lint image image-all
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,12 +28,16 @@ conformance: ## csi-sanity, POSIX tests and the S3 suite on real servers and mou
 	cd test/conformance && $(GO) test -race -count=1 -timeout 20m ./...
 	cd test/s3 && $(GO) test -race -timeout 20m ./...
 
+chaos: ## the real process is killed and loses its power, again and again; part of test; needs root
+	cd test/chaos && $(GO) test -race -count=1 -v -timeout 20m .
+
 e2e: ## chart and driver on a real single-node Kubernetes that it builds (10 minutes the first time) and starts; needs root
 	@test/e2e/packages.sh
 	cd test/e2e && $(GO) test -count=1 -v -timeout 45m .
 
-soak: ## the long figures: 3 GiB files, 20,000 objects, the whole Go tree, 40 kills; an hour, 10 GiB of disk
+soak: ## the long figures: 3 GiB files, 20,000 objects, the whole Go tree, 1,000 kills, 200 power cuts; two hours, 10 GiB of disk
 	cd test/conformance && CSI_S3_SOAK=1 $(GO) test -count=1 -v -timeout 2h -run 'Tree|LargeFile|Listing|Kill' .
+	cd test/chaos && CSI_S3_SOAK=1 $(GO) test -count=1 -v -timeout 4h .
 
 # go test prints one line per package; the closing lines are what a reader of a CI log sees. The conformance suites build
 # the driver, which go test's cache does not see.
@@ -42,7 +46,7 @@ test: ## all tests of all modules, with the race detector; as root with /dev/fus
 	for dir in . $(NESTED); do \
 	  [ -n "$$(cd "$$dir" && $(GO) list ./... 2>/dev/null)" ] || continue; \
 	  echo "== go test $$dir"; \
-	  (cd "$$dir" && $(GO) test -race -timeout 20m $$([ "$$dir" != test/conformance ] || echo -count=1) ./...) 2>&1 | tee -a "$$log" || status=$$?; \
+	  (cd "$$dir" && $(GO) test -race -timeout 20m $$(case "$$dir" in test/conformance|test/chaos) echo -count=1;; esac) ./...) 2>&1 | tee -a "$$log" || status=$$?; \
 	done; \
 	echo "== result"; grep -E '^(ok|FAIL|---|panic:)' "$$log" | tail -n 60 || true; \
 	exit $$status
