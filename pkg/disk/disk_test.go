@@ -25,6 +25,14 @@ func each(t *testing.T, test func(t *testing.T, d disk.FS)) {
 		defer o.Close()
 		test(t, o)
 	})
+	t.Run("overlay", func(t *testing.T) {
+		dir := t.TempDir()
+		must(t, os.WriteFile(filepath.Join(dir, "owner"), nil, 0o600))
+		o, err := disk.OpenOverlay(dir)
+		must(t, err)
+		defer o.Close()
+		test(t, o)
+	})
 	t.Run("diskmem", func(t *testing.T) { test(t, diskmem.New()) })
 	t.Run("diskfault", func(t *testing.T) { test(t, diskfault.New(diskmem.New(), nil)) })
 }
@@ -97,6 +105,11 @@ func TestNames(t *testing.T) {
 		if d.Remove("d") == nil {
 			t.Fatal("a directory that is not empty was removed")
 		}
+		must(t, d.Remove("d/one"), d.Remove("d"))
+		if _, err := d.ReadDir("d"); !errors.Is(err, fs.ErrNotExist) {
+			t.Fatalf("a directory that was removed: %v", err)
+		}
+		must(t, d.MkdirAll("d"), create(t, d, "d/one", "1").Close())
 		must(t, create(t, d, "d/b", "").Close(), create(t, d, "d/a", "").Close())
 		names, err := d.ReadDir("d")
 		must(t, err)

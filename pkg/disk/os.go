@@ -112,6 +112,11 @@ func (o *OS) Lock(name string) (io.Closer, error) {
 	if err != nil {
 		return nil, wrap(err)
 	}
+	return flock(f)
+}
+
+// flock locks an open file, or closes it.
+func flock(f *os.File) (io.Closer, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = ErrLocked
