@@ -129,6 +129,12 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"flush", "a", "b"}, exitUsage, "one argument too many"},
 		{[]string{"flush", "/proc/self/absent"}, exitRefused, "does not exist"},
 		{[]string{"flush", "/"}, exitRefused, "not a directory of a csi-s3 mount"},
+		{[]string{"recover"}, exitUsage, "CACHE-DIRECTORY is missing"},
+		{[]string{"recover", "/"}, exitUsage, "--list or --to"},
+		{[]string{"recover", "/", "--list", "--to", "x"}, exitUsage, "--list or --to"},
+		{[]string{"recover", "/", "--list", "--discard", "v"}, exitUsage, "--discard needs --to"},
+		{[]string{"recover", "/proc/self/fdinfo", "--list"}, exitRefused, "not one of csi-s3"},
+		{[]string{"recover", "--help"}, exitOK, "will not come back"},
 		{[]string{"--log-level", "loud", "version"}, exitUsage, "loud"},
 	} {
 		var out strings.Builder

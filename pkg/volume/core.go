@@ -50,6 +50,7 @@ type core struct {
 	bucket   s3.Bucket
 	prefix   s3.Key
 	log      *slog.Logger
+	lost     map[cache.ID]s3.Key // changes that the last loss of power made unusable, and the keys that their files had
 
 	stop context.CancelFunc // of the background work
 	wg   sync.WaitGroup
@@ -110,7 +111,7 @@ func assemble(fsys disk.FS, writer string, spec Spec) *core {
 	}
 	c := &core{
 		id: spec.ID, disk: fsys, policy: policy, usage: &vfs.Usage{}, bucket: spec.Bucket, prefix: spec.Prefix, log: spec.Log,
-		stop: func() {},
+		lost: map[cache.ID]s3.Key{}, stop: func() {},
 	}
 	dirMode := uint32(o.DirMode.Perm())
 	if o.DirMode&os.ModeSetgid != 0 {
@@ -165,6 +166,7 @@ func (c *core) recover(id identity, boot string) (err error) {
 	}
 	for _, lost := range found.Lost {
 		name := c.tree.Lost(inode.Ino(lost))
+		c.lost[lost] = s3.Key(name)
 		c.log.Warn("changes that no fsync had covered did not survive the loss of power; what is left of them is in the cache's directory quarantine",
 			"volume", c.id, "key", name, "file", fmt.Sprintf("%x", uint64(lost)))
 	}

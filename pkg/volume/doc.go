@@ -1,5 +1,6 @@
 // Package volume assembles one mounted volume (Volume: it opens the cache directory and its journal, recovers, connects
-// to the bucket, serves FUSE, drains and closes) and owns the staging and target mounts of a node (Set).
+// to the bucket, serves FUSE, drains and closes), owns the staging and target mounts of a node (Set), and saves what a
+// cache holds when its bucket is gone (Remains).
 //
 // # A Set
 //
@@ -28,4 +29,11 @@
 //
 // Credentials are exchanged in a living mount: the bucket that a Volume gets (current) passes each request to the
 // client of the day.
+//
+// # Remains
+//
+// A bucket may be gone for good while a cache holds what it never got. OpenRemains opens a cache without its bucket, on
+// an overlay that keeps every change of the recovery in memory, and lists what the bucket does not show as the mount
+// did; Save writes it to a directory. Only Discard touches the cache: it takes the mark away and renames the cache to
+// NAME.gone.
 package volume
