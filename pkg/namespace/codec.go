@@ -25,7 +25,7 @@ const (
 
 	metaTimes   = "csi-s3-times"    // 8 bytes mtime, 8 bytes ctime: big-endian nanoseconds since the epoch
 	metaXattrs  = "csi-s3-xattrs"   // pairs of length-prefixed name and value
-	metaWriteID = "csi-s3-write-id" // WRITER-INO-SEQ, plain ASCII
+	MetaWriteID = "csi-s3-write-id" // WRITER-INO-SEQ, plain ASCII
 )
 
 // maxMeta is what S3 allows for the user metadata of an object: bytes of all keys and values. Some servers (MinIO) count
@@ -79,7 +79,7 @@ func decodeAttr(info s3.Info, isDir bool, d codecDefaults) (attr inode.Attr, tar
 				attr.Mode = inode.ModeSymlink | 0o777
 				continue
 			}
-		case metaTimes, metaXattrs, metaWriteID:
+		case metaTimes, metaXattrs, MetaWriteID:
 			continue
 		}
 		if extra == nil {
@@ -174,7 +174,7 @@ func encodeAttr(attr inode.Attr, target string, xattrs map[string][]byte, extra 
 	if len(xattrs) > 0 {
 		m[metaXattrs] = base64.RawURLEncoding.EncodeToString(encodeXattrs(xattrs))
 	}
-	m[metaWriteID] = writeID
+	m[MetaWriteID] = writeID
 	size := 0
 	for k, v := range m {
 		size += len(metaPrefix) + len(k) + len(v)

@@ -20,7 +20,7 @@ func (t *Tree) Prepare(k *Task) error {
 	t.writes++
 	id := fmt.Sprintf("%s-%d-%d-%d", t.opt.WriterID, n.attr.Ino, t.opt.Now().UnixNano(), t.writes)
 	if k.Verb == Spill {
-		k.Attr = s3.Attributes{Meta: map[string]string{metaWriteID: id}}
+		k.Attr = s3.Attributes{Meta: map[string]string{MetaWriteID: id}}
 		return nil
 	}
 	meta, err := encodeAttr(n.attr, n.target, n.xattrs, n.extra, id)
@@ -253,7 +253,7 @@ func (t *Tree) Fail(k *Task, err error, retry time.Time) {
 // because it is a copy that we were about to make): then a failed precondition was our own earlier, unacknowledged
 // attempt. Adopt tells the tree its ETag so that the task can be tried again.
 func (t *Tree) Ours(k *Task, info s3.Info) bool {
-	if strings.HasPrefix(info.Meta[metaWriteID], t.opt.WriterID+"-") {
+	if strings.HasPrefix(info.Meta[MetaWriteID], t.opt.WriterID+"-") {
 		return true
 	}
 	t.mu.Lock()
@@ -268,8 +268,8 @@ func (t *Tree) Ours(k *Task, info s3.Info) bool {
 
 // Same says that an object is the very one that the task writes: its request was applied although its answer was lost.
 func (k *Task) Same(info s3.Info) bool {
-	id := k.Attr.Meta[metaWriteID]
-	return id != "" && info.Meta[metaWriteID] == id
+	id := k.Attr.Meta[MetaWriteID]
+	return id != "" && info.Meta[MetaWriteID] == id
 }
 
 // Recheck hears what is really at src, which Source had named, after a GET found something else or (found is nil)
@@ -343,7 +343,7 @@ func (t *tree) adopt(k *Task, info s3.Info) []*node {
 
 // wrote says that an object was written for a node, by this cache directory.
 func (t *tree) wrote(n *node, info s3.Info) bool {
-	return strings.HasPrefix(info.Meta[metaWriteID], t.opt.WriterID+"-"+itoa(uint64(n.attr.Ino))+"-")
+	return strings.HasPrefix(info.Meta[MetaWriteID], t.opt.WriterID+"-"+itoa(uint64(n.attr.Ino))+"-")
 }
 
 // lose notes that a node's object at key is not there any more.

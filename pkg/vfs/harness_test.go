@@ -191,13 +191,14 @@ func (v *volume) start() {
 func (v *volume) recover() (err error) {
 	v.journal, err = journal.Open(v.disk, "journal", journal.Options{}, func(frame []journal.Record) error {
 		for _, rec := range frame {
-			var err error
-			if rec.Kind.Owner() == journal.OwnerCache {
-				err = v.store.Replay(rec)
-			} else {
-				err = v.tree.Replay(rec)
+			replay := v.tree.Replay
+			switch rec.Kind.Owner() {
+			case journal.OwnerCache:
+				replay = v.store.Replay
+			case journal.OwnerWriteback:
+				replay = v.executor.Replay
 			}
-			if err != nil {
+			if err := replay(rec); err != nil {
 				return err
 			}
 		}
@@ -213,6 +214,7 @@ func (v *volume) recover() (err error) {
 	if err := v.tree.Recover(v.journal); err != nil {
 		return err
 	}
+	v.executor.Recover(v.journal)
 	for _, d := range found.Dirty {
 		if !v.tree.Recovered(inode.Ino(d.ID), d.Size, d.Mtime) {
 			if err := v.store.Remove(d.ID); err != nil {
@@ -232,7 +234,7 @@ func (v *volume) recover() (err error) {
 
 func (v *volume) checkpoint() error {
 	return v.journal.Checkpoint(func(emit func(...journal.Record) error) error {
-		if err := v.tree.Dump(emit); err != nil {
+		if err := errors.Join(v.tree.Dump(emit), v.executor.Dump(emit)); err != nil {
 			return err
 		}
 		return v.store.Dump(emit)

@@ -126,7 +126,9 @@ func assemble(fsys disk.FS, writer string, spec Spec) *core {
 		Gone:    func(ino inode.Ino) { c.fs.Gone(ino) },
 	})
 	c.fetcher = fetch.New(spec.Bucket, fetch.Options{})
-	c.executor = writeback.New(c.tree, c.store, c.fetcher, spec.Bucket, writeback.Options{Log: spec.Log, Conflict: c.conflict})
+	c.executor = writeback.New(c.tree, c.store, c.fetcher, spec.Bucket, writeback.Options{
+		Shared: policy.Access == vfs.ReadWriteMany, Log: spec.Log, Conflict: c.conflict,
+	})
 	c.fs = vfs.New(vfs.Options{
 		Tree: c.tree, Store: c.store, Fetcher: c.fetcher, Executor: c.executor, Remote: c.remote,
 		Policy: policy, Usage: c.usage, Log: spec.Log,
@@ -155,6 +157,7 @@ func (c *core) recover(id identity, boot string) (err error) {
 	if err := c.tree.Recover(c.journal); err != nil {
 		return err
 	}
+	c.executor.Recover(c.journal)
 	for _, d := range found.Dirty {
 		if c.tree.Recovered(inode.Ino(d.ID), d.Size, d.Mtime) {
 			continue
@@ -195,6 +198,8 @@ func (c *core) replay(frame []journal.Record) error {
 			err = c.store.Replay(rec)
 		case journal.OwnerNamespace:
 			err = c.tree.Replay(rec)
+		case journal.OwnerWriteback:
+			err = c.executor.Replay(rec)
 		default:
 			err = fmt.Errorf("record of kind %#x: %w", rec.Kind, journal.ErrVersion)
 		}
@@ -208,7 +213,7 @@ func (c *core) replay(frame []journal.Record) error {
 // checkpoint replaces the journal by the present state.
 func (c *core) checkpoint() error {
 	return c.journal.Checkpoint(func(emit func(...journal.Record) error) error {
-		if err := c.tree.Dump(emit); err != nil {
+		if err := errors.Join(c.tree.Dump(emit), c.executor.Dump(emit)); err != nil {
 			return err
 		}
 		return c.store.Dump(emit)

@@ -8,7 +8,8 @@
 //     the object's metadata decide: applied, our own earlier attempt (Tree.Adopt), somebody else's object
 //     (Tree.Conflict), or not applied, which is tried again for ever, with pauses.
 //   - Dirty bytes are never given up: every error but a conflict means another attempt, and Status names the last one.
-//   - Only an upload that this process created is ever aborted.
+//   - A multipart upload is in the journal (ledger) before the server hears of it. What was sent is kept over failures and
+//     restarts, as long as the bytes are the same; what nothing needs any more is aborted, and nothing else ever is.
 //
 // A server that ignores conditions on the destination of a copy leaves a window: the destination is looked at before the
 // copy, and what others write there in between is overwritten. A delete has the same window on every server.

@@ -55,6 +55,9 @@ func (e *Executor) Flush(ctx context.Context, ino inode.Ino, progress func(Progr
 			return fmt.Errorf("inode %d: %w", ino, ErrConflict)
 		}
 		if n == 0 {
+			if ino == 0 {
+				e.sweep(ctx)
+			}
 			return nil
 		}
 		left := Progress{Changes: n, Bytes: e.dirty(ino)}

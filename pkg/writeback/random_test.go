@@ -274,6 +274,7 @@ func TestRandom(t *testing.T) {
 				r.holds(key, want[key])
 			}
 			r.settled()
+			r.noUploads()
 		})
 	}
 }

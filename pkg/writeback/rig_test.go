@@ -93,8 +93,11 @@ func (r *rig) start() {
 	r.journal, err = journal.Open(r.disk, "journal", journal.Options{}, func(frame []journal.Record) error {
 		for _, rec := range frame {
 			replay := r.tree.Replay
-			if rec.Kind.Owner() == journal.OwnerCache {
+			switch rec.Kind.Owner() {
+			case journal.OwnerCache:
 				replay = r.store.Replay
+			case journal.OwnerWriteback:
+				replay = r.exec.Replay
 			}
 			if err := replay(rec); err != nil {
 				return err
@@ -106,6 +109,7 @@ func (r *rig) start() {
 	found, err := r.store.Recover(r.journal, false)
 	r.ok(err)
 	r.ok(r.tree.Recover(r.journal))
+	r.exec.Recover(r.journal)
 	for _, d := range found.Dirty {
 		if !r.tree.Recovered(inode.Ino(d.ID), d.Size, d.Mtime) {
 			r.ok(r.store.Remove(d.ID))

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"time"
 
 	"github.com/csi-s3/csi-s3/pkg/cache"
@@ -96,96 +95,6 @@ func (e *Executor) putBody(ctx context.Context, k *namespace.Task, body s3.Body)
 	}
 	info.Size = body.Size
 	return info, nil
-}
-
-// multipart makes the object of parts. c may be nil when all are copied.
-func (e *Executor) multipart(ctx context.Context, k *namespace.Task, c *content, size int64, parts []part) (s3.Info, error) {
-	id, err := e.bucket.CreateUpload(ctx, k.Key, k.Attr)
-	if err != nil {
-		return s3.Info{}, err
-	}
-	sent, err := e.sendParts(ctx, k, c, id, parts)
-	if err == nil {
-		var info s3.Info
-		if info, err = e.complete(ctx, k, id, sent, size); err == nil {
-			return info, nil
-		}
-	}
-	e.abort(ctx, k.Key, id)
-	return s3.Info{}, err
-}
-
-// sendParts uploads or copies all parts, Options.Parts at once over all uploads.
-func (e *Executor) sendParts(ctx context.Context, k *namespace.Task, c *content, id s3.UploadID, parts []part) ([]s3.Part, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	sent := make([]s3.Part, len(parts))
-	var wg sync.WaitGroup
-	for i, p := range parts {
-		if e.parts.acquire(ctx) != nil {
-			break
-		}
-		wg.Add(1)
-		// Ends with its request, or soon after ctx does; this call waits for it.
-		go func() {
-			defer wg.Done()
-			defer e.parts.release()
-			s, err := persist(ctx, func() (s3.Part, error) { return e.sendPart(ctx, k, c, id, p) })
-			if err != nil {
-				cancel(fmt.Errorf("part %d of %q: %w", p.number, string(k.Key), err))
-				return
-			}
-			sent[i] = s
-		}()
-	}
-	wg.Wait()
-	return sent, context.Cause(ctx)
-}
-
-func (e *Executor) sendPart(ctx context.Context, k *namespace.Task, c *content, id s3.UploadID, p part) (s3.Part, error) {
-	var s s3.Part
-	var err error
-	if p.copied() {
-		r := s3.Range{Off: p.off - p.from.Off, End: p.end - p.from.Off}
-		s, err = e.bucket.CopyPart(ctx, k.Key, id, p.number, p.from.Key, p.from.ETag, r)
-		if errors.Is(err, s3.ErrNotExist) || errors.Is(err, s3.ErrPrecondition) {
-			err = &sourceError{err}
-		}
-	} else if err = c.prepare(ctx, p.off, p.end); err == nil {
-		s, err = e.bucket.UploadPart(ctx, k.Key, id, p.number, s3.Body{R: c.section(ctx, p.off, p.end), Size: p.end - p.off})
-	}
-	if err != nil {
-		e.failing.Store(true)
-		return s3.Part{}, err
-	}
-	e.stepped()
-	s.Number, s.Size = p.number, p.end-p.off
-	return s, nil
-}
-
-// complete makes the object of an upload's parts. A completion may be repeated: some servers then say that it is done,
-// others that they do not know the upload any more.
-func (e *Executor) complete(ctx context.Context, k *namespace.Task, id s3.UploadID, parts []s3.Part, size int64) (s3.Info, error) {
-	info, err := persist(ctx, func() (s3.Info, error) {
-		info, err := e.bucket.CompleteUpload(ctx, k.Key, id, parts, k.Cond)
-		if err != nil {
-			return e.settle(ctx, k, size, err)
-		}
-		return info, nil
-	})
-	info.Size = size
-	return info, err
-}
-
-// abort drops an upload of ours, also when the task itself was broken off.
-func (e *Executor) abort(ctx context.Context, key s3.Key, id s3.UploadID) {
-	stopped := ctx
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortWait)
-	defer cancel()
-	defer context.AfterFunc(stopped, func() { time.AfterFunc(lastAbortWait, cancel) })()
-	if err := e.bucket.AbortUpload(ctx, key, id); err != nil {
-		e.log.Warn("upload was not aborted and stays on the server", "key", string(key), "upload", string(id), "err", err)
-	}
 }
 
 // bytesAt is a short body in memory.

@@ -11,6 +11,7 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/cache"
 	"github.com/csi-s3/csi-s3/pkg/fetch"
 	"github.com/csi-s3/csi-s3/pkg/inode"
+	"github.com/csi-s3/csi-s3/pkg/journal"
 	"github.com/csi-s3/csi-s3/pkg/namespace"
 	"github.com/csi-s3/csi-s3/pkg/s3"
 )
@@ -31,6 +32,9 @@ type Options struct {
 	Part      int64   // size of the first parts in bytes, 0 means 8 MiB; later ones are 8, 64 and 128 times as large
 	MaxCopy   int64   // the largest object, in bytes, that one copy request may copy, 0 means 5 GiB
 	HighWater float64 // part of the cache's capacity above which writers are slowed down, 0 means 0.8
+	// Shared says that others write to the volume too: then an upload whose creation was not answered cannot be told from
+	// theirs, and is left to the server.
+	Shared bool
 	// Patience is how long a writer waits at the cache's hard limit without any upload going on, 0 means 10 s.
 	Patience time.Duration
 
@@ -58,6 +62,8 @@ type Executor struct {
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup // the loop and the running tasks
 
+	ledger ledger // of multipart uploads
+
 	ended pulse // beats when a task has ended, and when the tree has looked what is left
 
 	steps   atomic.Uint64 // of uploads and other tasks: signs that the server takes what it is sent
@@ -73,7 +79,7 @@ type Executor struct {
 	relieved  uint64            // guarded by mu: changes and tasks done at the last relieve
 }
 
-// New makes an Executor. Start starts it.
+// New makes an Executor. Replay, then Recover, then Start.
 func New(tree *namespace.Tree, store *cache.Store, fetcher *fetch.Fetcher, bucket s3.Bucket, opt Options) *Executor {
 	defaults(&opt.Uploads, 4)
 	defaults(&opt.Parts, 8)
@@ -92,7 +98,7 @@ func New(tree *namespace.Tree, store *cache.Store, fetcher *fetch.Fetcher, bucke
 	e := &Executor{
 		tree: tree, store: store, fetcher: fetcher, bucket: bucket, opt: opt, log: opt.Log,
 		short: newSlots(opt.Meta), uploads: newSlots(opt.Uploads), parts: newSlots(opt.Parts), trees: newSlots(2),
-		conflicts: map[inode.Ino]int{}, judged: map[inode.Ino]int{},
+		conflicts: map[inode.Ino]int{}, judged: map[inode.Ino]int{}, ledger: ledger{open: map[uint64]*upload{}},
 	}
 	e.stopping, e.stop = context.WithCancel(context.Background())
 	e.ctx, e.cancel = context.WithCancel(context.Background())
@@ -105,11 +111,21 @@ func defaults[T int | int64 | float64 | time.Duration](v *T, d T) {
 	}
 }
 
+// Replay takes one record of the write-back's kinds while the journal opens.
+func (e *Executor) Replay(rec journal.Record) error { return e.ledger.replay(rec) }
+
+// Recover ends the replay; j takes the Executor's records from here on.
+func (e *Executor) Recover(j *journal.Journal) { e.ledger.j = j }
+
+// Dump emits records that rebuild the present state, for a checkpoint of the journal.
+func (e *Executor) Dump(emit func(...journal.Record) error) error { return e.ledger.dump(emit) }
+
 // Start begins to carry out tasks. Call it once.
 func (e *Executor) Start() {
-	e.wg.Add(1)
-	// Ends with Stop, which waits for it.
+	e.wg.Add(2)
+	// Both end with Stop, which waits for them.
 	go e.loop()
+	go e.sweeper()
 }
 
 // Stop begins no new task and waits for the running ones. When ctx ends first, their requests are broken off; the error
