@@ -24,7 +24,7 @@ var layers = map[string]string{
 	"kube":      "config",
 	"fuse":      "vfs inode metrics",
 	"vfs":       "inode namespace cache fetch writeback s3 extent metrics",
-	"writeback": "namespace fetch cache journal inode s3 extent metrics",
+	"writeback": "namespace fetch cache journal disk inode s3 extent metrics",
 	"fetch":     "cache inode s3 extent metrics",
 	"namespace": "inode journal s3 metrics",
 	"cache":     "journal extent disk inode metrics",

@@ -8,6 +8,10 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/extent"
 )
 
+// room is what must be left in the journal, in bytes, for a change to begin: most take some tens, and what follows from them
+// in the bucket needs some, too.
+const room = 256 << 10
+
 // WriteAt writes p at off and grows the file as needed. On return bytes, dirty range and size survive a kill of the
 // process. ErrNoSpace: p did not fit; of the bytes that were dirty or clean before, any may have been replaced by p's,
 // and the size is the old one. mtime is kept with the change for recovery.
@@ -64,6 +68,9 @@ func (f *File) adds(off, end int64, stores bool) (n int64) {
 
 // overwrite gives [off, end) new bytes by store; stores says that they take space. For the order of the steps see doc.go.
 func (f *File) overwrite(off, end int64, mtime time.Time, stores bool, store func(disk.File) error) error {
+	if err := f.store.j.Room(room); err != nil {
+		return err
+	}
 	// What changes between here and the lock is made good by the next one's reservation.
 	n := f.adds(off, end, stores)
 	if err := f.store.reserve(n); err != nil {
@@ -177,6 +184,9 @@ func (f *File) cut(size int64) {
 
 // Truncate sets the size. Growing makes a hole. Durable as WriteAt.
 func (f *File) Truncate(size int64, mtime time.Time) error {
+	if err := f.store.j.Room(room); err != nil {
+		return err
+	}
 	f.used.Store(f.store.clock.Add(1))
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -191,6 +201,9 @@ func (f *File) Truncate(size int64, mtime time.Time) error {
 // Sync is a barrier: on return every change that returned before the call survives a power cut. A range that was
 // already durably dirty costs only the data's fdatasync. After a failure of the disk the file is poisoned.
 func (f *File) Sync() error {
+	if err := f.store.j.Room(room); err != nil {
+		return err
+	}
 	f.mu.RLock()
 	target := f.changes
 	f.mu.RUnlock()

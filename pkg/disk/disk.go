@@ -28,6 +28,9 @@ type File interface {
 	Truncate(size int64) error
 	// Size is the current size.
 	Size() (int64, error)
+	// Reserve takes space for what will be written below end, so that it does not fail with ErrNoSpace; the size does not
+	// change. Truncate gives back what is not used. Where the file system cannot, it does nothing.
+	Reserve(end int64) error
 	// PunchHole frees [off, end) and makes it read as zeros; the size does not change. Where the file system cannot,
 	// zeros are written.
 	PunchHole(off, end int64) error

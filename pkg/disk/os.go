@@ -151,6 +151,19 @@ func (f *osFile) Size() (int64, error) {
 	return st.Size(), nil
 }
 
+// Reserve takes the blocks.
+func (f *osFile) Reserve(end int64) error {
+	for {
+		switch err := unix.Fallocate(int(f.f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, end); {
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EOPNOTSUPP):
+			return nil
+		default:
+			return wrap(err)
+		}
+	}
+}
+
 // PunchHole frees the blocks; a file system that cannot gets zeros written.
 func (f *osFile) PunchHole(off, end int64) error {
 	size, err := f.Size()

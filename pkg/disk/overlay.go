@@ -346,6 +346,12 @@ func (f *overlayFile) Truncate(size int64) error {
 	return nil
 }
 
+func (f *overlayFile) Reserve(end int64) error {
+	f.o.mu.Lock()
+	defer f.o.mu.Unlock()
+	return f.usable(end)
+}
+
 func (f *overlayFile) PunchHole(off, end int64) error {
 	f.o.mu.Lock()
 	defer f.o.mu.Unlock()

@@ -77,6 +77,7 @@ type Journal struct {
 	epoch   uint32
 	off     int64  // end of the last frame
 	base    int64  // off after the last checkpoint
+	room    int64  // up to where the disk has space for sure
 	seq     uint64 // of the last frame
 	durable uint64 // highest seq known to be on the disk
 	syncing bool   // one caller is in fdatasync
@@ -142,6 +143,34 @@ func (j *Journal) Append(recs ...Record) error {
 	}
 	j.off += int64(len(buf))
 	j.seq++
+	return nil
+}
+
+// step is how many bytes Room reserves at once beyond what it is asked for.
+const step = 256 << 10
+
+// Room makes sure that the disk has space for n more bytes of records: disk.ErrNoSpace when it has not. It is asked
+// before a change is begun whose record must not fail. What follows from earlier changes (that they are in the bucket
+// now) uses what was left, so that a full disk can be emptied.
+func (j *Journal) Room(n int64) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for j.frozen {
+		j.changed.Wait()
+	}
+	if j.err != nil || j.off+n <= j.room {
+		return j.err
+	}
+	for _, end := range []int64{j.off + n + step, j.off + n} {
+		err := j.f.Reserve(end)
+		switch {
+		case err == nil:
+			j.room = end
+			return nil
+		case !errors.Is(err, disk.ErrNoSpace) || end == j.off+n:
+			return fmt.Errorf("journal: room for %d bytes: %w", n, err)
+		}
+	}
 	return nil
 }
 
@@ -253,6 +282,13 @@ func (j *Journal) rotate(dump func(emit func(...Record) error) error) error {
 	w := &writer{f: f}
 	err = w.write(dump)
 	if err == nil {
+		if err = f.Reserve(w.off + step); err == nil {
+			w.room = w.off + step
+		} else if errors.Is(err, disk.ErrNoSpace) && j.room <= j.off {
+			err = nil // the old file had no room either
+		}
+	}
+	if err == nil {
 		err = f.Sync()
 	}
 	if err != nil {
@@ -272,7 +308,7 @@ func (j *Journal) rotate(dump func(emit func(...Record) error) error) error {
 		return errors.Join(j.poison(fmt.Errorf("journal: checkpoint: %w", err)), f.Close())
 	}
 	old := j.f
-	j.f, j.epoch, j.off, j.base = f, w.epoch, w.off, w.off
+	j.f, j.epoch, j.off, j.base, j.room = f, w.epoch, w.off, w.off, w.room
 	j.seq, j.durable = w.seq, w.seq
 	if old != nil {
 		if err := old.Close(); err != nil {
@@ -287,6 +323,7 @@ type writer struct {
 	f     disk.File
 	epoch uint32
 	off   int64
+	room  int64
 	seq   uint64
 	buf   []byte
 }
@@ -347,6 +384,9 @@ func (j *Journal) Close() error {
 	}
 	if j.f == nil {
 		return err
+	}
+	if err == nil {
+		err = j.f.Truncate(j.off) // gives back what Room took
 	}
 	err = errors.Join(err, j.f.Close())
 	j.f = nil

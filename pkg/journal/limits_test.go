@@ -372,3 +372,43 @@ func TestSticky(t *testing.T) {
 		})
 	}
 }
+
+// What Room has promised can be appended on a disk that others have filled since, and a checkpoint does not lose it.
+func TestRoom(t *testing.T) {
+	mem := diskmem.New()
+	j, err := journal.Open(mem, "j", journal.Options{}, (&state{}).replay)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := journal.Record{Kind: journal.OwnerCache, Data: make([]byte, 1000)}
+	const promised = 1 << 20
+	if err := j.Room(promised); err != nil {
+		t.Fatal(err)
+	}
+	total, free, err := mem.Space()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mem.SetCapacity(total - free) // not one byte is left
+	before := j.Size()
+	for j.Size()+1100 < before+promised {
+		if err := j.Append(rec); err != nil {
+			t.Fatalf("append after %d bytes: %v", j.Size()-before, err)
+		}
+	}
+	if err := j.Room(promised); !errors.Is(err, disk.ErrNoSpace) {
+		t.Errorf("a full disk: %v", err)
+	}
+	if err := j.Checkpoint(func(func(...journal.Record) error) error { return nil }); !errors.Is(err, disk.ErrNoSpace) {
+		t.Errorf("checkpoint on a full disk: %v", err)
+	}
+	if err := j.Append(journal.Record{Kind: journal.OwnerCache}); err != nil {
+		t.Errorf("append after a checkpoint that failed: %v", err)
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, now, err := mem.Space(); err != nil || now == 0 {
+		t.Errorf("Close gave nothing back: %d, %v", now, err)
+	}
+}

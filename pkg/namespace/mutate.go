@@ -11,8 +11,8 @@ import (
 
 // target checks that a name can be made in a directory.
 func (t *tree) target(dir inode.Ino, name string, version uint64) (*node, error) {
-	if t.broken != nil {
-		return nil, t.broken
+	if err := t.ready(); err != nil {
+		return nil, err
 	}
 	d, err := t.getDir(dir)
 	if err != nil {
@@ -94,8 +94,8 @@ func (t *tree) fits(n *node, attr inode.Attr, xattrs map[string][]byte) error {
 func (t *Tree) Tmpfile(op Op, dir inode.Ino, attr inode.Attr) (Node, error) {
 	t.mu.Lock()
 	defer t.unlock()
-	if t.broken != nil {
-		return Node{}, t.broken
+	if err := t.ready(); err != nil {
+		return Node{}, err
 	}
 	d, err := t.getDir(dir)
 	if err != nil {
@@ -178,8 +178,8 @@ func (t *tree) end(n *node) {
 
 // named finds a name for a mutation.
 func (t *tree) named(dir inode.Ino, name string) (d, n *node, err error) {
-	if t.broken != nil {
-		return nil, nil, t.broken
+	if err := t.ready(); err != nil {
+		return nil, nil, err
 	}
 	if d, err = t.getDir(dir); err != nil {
 		return nil, nil, err
@@ -441,8 +441,8 @@ func (t *Tree) SetAttr(op Op, ino inode.Ino, p Patch) (Node, error) {
 	if err != nil {
 		return Node{}, err
 	}
-	if t.broken != nil {
-		return Node{}, t.broken
+	if err := t.ready(); err != nil {
+		return Node{}, err
 	}
 	if p.Mode == nil && p.Uid == nil && p.Gid == nil && p.Mtime == nil && p.Ctime == nil {
 		if p.Atime != nil {
@@ -481,8 +481,8 @@ func (t *Tree) SetXattr(op Op, ino inode.Ino, name string, value []byte) error {
 	if err != nil {
 		return err
 	}
-	if t.broken != nil {
-		return t.broken
+	if err := t.ready(); err != nil {
+		return err
 	}
 	x := make(map[string][]byte, len(n.xattrs)+1)
 	for k, v := range n.xattrs {
@@ -512,8 +512,8 @@ func (t *Tree) BeginWrite(ino inode.Ino) error {
 	if err != nil {
 		return err
 	}
-	if t.broken != nil {
-		return t.broken
+	if err := t.ready(); err != nil {
+		return err
 	}
 	if !n.hasContent() {
 		return fmt.Errorf("inode %d: %w", ino, ErrInvalid)

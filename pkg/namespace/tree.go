@@ -264,6 +264,22 @@ func (t *tree) save(nodes ...*node) []journal.Record {
 	return recs
 }
 
+// room is what must be left in the journal, in bytes, for a mutation to begin, most of which take a few hundred, and
+// roomChange what must be left for each inode that the bucket does not hold yet: the records of the steps that bring it
+// there.
+const (
+	room       = 256 << 10
+	roomChange = 1 << 10
+)
+
+// ready is asked before a mutation begins: its records must find space, since memory has changed when they are written.
+func (t *tree) ready() error {
+	if t.broken != nil {
+		return t.broken
+	}
+	return t.j.Room(room + roomChange*int64(len(t.unsettled)))
+}
+
 // append journals the present state of nodes as one frame. An error poisons the tree: memory and journal differ from
 // then on.
 func (t *tree) append(nodes ...*node) error { return t.appendOp(Op{}, 0, nodes...) }
@@ -306,6 +322,13 @@ func (t *Tree) Done(unique uint64) (Outcome, bool) {
 	defer t.recMu.Unlock()
 	ino, ok := t.outcomes[unique]
 	return Outcome{Ino: ino}, ok
+}
+
+// Err is why the tree takes no mutation any more: the journal failed. It is nil while all is well.
+func (t *Tree) Err() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.broken
 }
 
 // Sync makes every mutation that returned before the call survive a power cut.

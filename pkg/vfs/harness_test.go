@@ -229,6 +229,9 @@ func (v *volume) recover() (err error) {
 	if err := v.store.Forget(found.Lost); err != nil {
 		return err
 	}
+	if !v.powerCut {
+		return nil
+	}
 	return v.checkpoint()
 }
 

@@ -61,6 +61,9 @@ func (e *Executor) Flush(ctx context.Context, ino inode.Ino, progress func(Progr
 			return nil
 		}
 		left := Progress{Changes: n, Bytes: e.dirty(ino)}
+		if err := e.tree.Err(); err != nil {
+			return unflushed(left, err, last)
+		}
 		if progress != nil {
 			progress(left)
 		}

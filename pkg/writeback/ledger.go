@@ -2,11 +2,13 @@ package writeback
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"sync"
 
+	"github.com/csi-s3/csi-s3/pkg/disk"
 	"github.com/csi-s3/csi-s3/pkg/inode"
 	"github.com/csi-s3/csi-s3/pkg/journal"
 	"github.com/csi-s3/csi-s3/pkg/s3"
@@ -90,6 +92,9 @@ func (l *ledger) note(u *upload, p sentPart) error {
 	u.sent[p.Number] = p
 	rec := u.part(p)
 	l.mu.Unlock()
+	if err := l.j.Room(room); errors.Is(err, disk.ErrNoSpace) {
+		return nil // a restart sends the part again
+	}
 	return l.j.Append(rec)
 }
 

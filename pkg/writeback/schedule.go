@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/csi-s3/csi-s3/pkg/cache"
+	"github.com/csi-s3/csi-s3/pkg/disk"
 	"github.com/csi-s3/csi-s3/pkg/extent"
 	"github.com/csi-s3/csi-s3/pkg/journal"
 	"github.com/csi-s3/csi-s3/pkg/namespace"
@@ -20,11 +21,21 @@ const (
 	maxPause = 30 * time.Second
 )
 
+// roomPoll is how often a disk without room is looked at again.
+const roomPoll = time.Second
+
 // idlePoll is how often a tree without work is asked without having said that it has some.
 const idlePoll = time.Minute
 
 // attempts is how often one request of a long task is tried before the whole task fails.
 const attempts = 10
+
+// room is what the records of all tasks that run may take in the journal, in bytes: less than what mutations ask for, so that
+// a full disk can be emptied. evictForRoom is what is taken from the clean part of the cache when there is no room.
+const (
+	room         = 128 << 10
+	evictForRoom = 4 << 20
+)
 
 // loop hands out tasks until Stop.
 func (e *Executor) loop() {
@@ -60,6 +71,13 @@ func (e *Executor) loop() {
 // next waits for a task; nil means Stop.
 func (e *Executor) next() *namespace.Task {
 	for {
+		if err := e.ledger.j.Room(room); errors.Is(err, disk.ErrNoSpace) {
+			e.crowded(err)
+			if sleep(e.stopping, roomPoll) != nil {
+				return nil
+			}
+			continue
+		}
 		now := e.opt.Now()
 		k, at := e.tree.Next(now)
 		e.ended.beat() // it may have found inodes that wait for nothing any more
@@ -80,6 +98,16 @@ func (e *Executor) next() *namespace.Task {
 		if e.stopping.Err() != nil {
 			return nil
 		}
+	}
+}
+
+// crowded handles a disk that has no room for the records of tasks: others filled it.
+func (e *Executor) crowded(err error) {
+	e.mu.Lock()
+	e.lastErr = err
+	e.mu.Unlock()
+	if e.store.Evict(evictForRoom) == 0 {
+		e.log.Error("the cache's disk is full: nothing can be noted, so nothing is uploaded", "err", err)
 	}
 }
 

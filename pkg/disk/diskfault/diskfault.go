@@ -171,6 +171,13 @@ func (h *file) Size() (int64, error) {
 	return h.under.Size()
 }
 
+func (h *file) Reserve(end int64) error {
+	if err := h.fs.ask(Op{Name: "Reserve", Path: h.path, Off: end}); err != nil {
+		return err
+	}
+	return h.under.Reserve(end)
+}
+
 func (h *file) PunchHole(off, end int64) error {
 	if err := h.fs.ask(Op{Name: "PunchHole", Path: h.path, Off: off, Len: end - off}); err != nil {
 		return err

@@ -30,6 +30,7 @@ type FS struct {
 type node struct {
 	dir     bool
 	data    []byte
+	taken   int64 // by Reserve, in bytes
 	durable []byte
 	pending []fileOp // since the last Sync
 }
@@ -81,6 +82,7 @@ func (f *FS) clone(rnd *rand.Rand) *FS {
 		m := &node{dir: n.dir}
 		if rnd == nil {
 			m.data, m.durable, m.pending = slices.Clone(n.data), slices.Clone(n.durable), slices.Clone(n.pending)
+			m.taken = n.taken
 		} else {
 			m.data = n.crash(rnd)
 			m.durable = slices.Clone(m.data)
@@ -340,7 +342,7 @@ func (f *FS) Space() (total, free int64, err error) {
 func (f *FS) used() int64 {
 	var n int64
 	for _, m := range f.tree {
-		n += int64(len(m.data))
+		n += max(int64(len(m.data)), m.taken)
 	}
 	return n
 }
@@ -394,7 +396,7 @@ func (h *file) ReadAt(p []byte, off int64) (int, error) {
 func (h *file) WriteAt(p []byte, off int64) (int, error) {
 	h.fs.mu.Lock()
 	defer h.fs.mu.Unlock()
-	if grow := off + int64(len(p)) - int64(len(h.n.data)); grow > 0 && h.fs.used()+grow > h.fs.capacity {
+	if grow := off + int64(len(p)) - max(int64(len(h.n.data)), h.n.taken); grow > 0 && h.fs.used()+grow > h.fs.capacity {
 		return 0, disk.ErrNoSpace
 	}
 	h.n.data = write(h.n.data, p, off)
@@ -402,9 +404,20 @@ func (h *file) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+func (h *file) Reserve(end int64) error {
+	h.fs.mu.Lock()
+	defer h.fs.mu.Unlock()
+	if grow := end - max(int64(len(h.n.data)), h.n.taken); grow > 0 && h.fs.used()+grow > h.fs.capacity {
+		return disk.ErrNoSpace
+	}
+	h.n.taken = max(h.n.taken, end)
+	return nil
+}
+
 func (h *file) Truncate(size int64) error {
 	h.fs.mu.Lock()
 	defer h.fs.mu.Unlock()
+	h.n.taken = min(h.n.taken, size)
 	h.n.data = resize(h.n.data, size)
 	h.n.pending = append(h.n.pending, fileOp{truncate: true, size: size})
 	return nil
