@@ -74,12 +74,16 @@ func (p *process) driver(ctx context.Context, conf config.Process) error {
 		opt.Provisioner = provision.New(provision.SDK(new(s3sdk.Transports)), provision.Options{Driver: conf.DriverName, Cluster: conf.ClusterID, Log: log})
 	}
 	var volumes *volume.Set
+	deliver := func(context.Context) {}
 	if conf.Node() {
 		volumes = &volume.Set{CacheDir: conf.CacheDir, Log: log, Metrics: m}
 		cluster, err := kube.InCluster(conf.DriverName)
 		switch {
 		case err == nil:
 			volumes.Secret = cluster.Secret
+			events := cluster.Events(conf.NodeID, log)
+			volumes.Incident = func(i volume.Incident) { events.Record(occurrence(i)) }
+			deliver = events.Run
 		case !errors.Is(err, kube.ErrNotInCluster):
 			return err
 		default:
@@ -112,7 +116,8 @@ func (p *process) driver(ctx context.Context, conf config.Process) error {
 		}()
 	}
 	if volumes != nil {
-		// Ends with serving.
+		// Both end with serving.
+		go deliver(serving)
 		go sweep(serving, volumes, log)
 	}
 	err := driver.New(opt).Serve(serving, conf.Endpoint)
@@ -124,6 +129,15 @@ func (p *process) driver(ctx context.Context, conf config.Process) error {
 		err = errors.Join(err, p.closeVolumes(ctx, volumes))
 	}
 	return err
+}
+
+// occurrence is an incident as the cluster hears of it.
+func occurrence(i volume.Incident) kube.Occurrence {
+	pods := make([]kube.Pod, len(i.Pods))
+	for n, p := range i.Pods {
+		pods[n] = kube.Pod(p)
+	}
+	return kube.Occurrence{Volume: i.Volume, Reason: string(i.Reason), Message: i.Message, Pods: pods}
 }
 
 // cacheAge is how long a volume's cache waits for the volume to come back to the node.

@@ -81,6 +81,8 @@ func (d *Driver) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolume
 		StageRequest: stage,
 		Target:       r.GetTargetPath(),
 		ReadOnly:     r.GetReadonly(),
+		Pod:          pod(r.GetVolumeContext()),
+		SecretErr:    secretErr,
 		Single:       r.GetVolumeCapability().GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER,
 	})
 	if errors.Is(err, volume.ErrNotStaged) && secretErr != nil {
@@ -90,6 +92,12 @@ func (d *Driver) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolume
 		return nil, failed(err)
 	}
 	return &csi.NodePublishVolumeResponse{}, nil
+}
+
+// pod is the pod of a publish, as the kubelet names it (podInfoOnMount of the CSIDriver).
+func pod(context map[string]string) volume.Pod {
+	const prefix = "csi.storage.k8s.io/pod."
+	return volume.Pod{Namespace: context[prefix+"namespace"], Name: context[prefix+"name"], UID: context[prefix+"uid"]}
 }
 
 // NodeUnpublishVolume takes the volume from a pod.

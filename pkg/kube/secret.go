@@ -32,12 +32,16 @@ const (
 	pageSize = 500
 	// timeout bounds each request.
 	timeout = 15 * time.Second
+	// Of Events, the most requests.
+	eventsPerSecond = 1
+	eventBurst      = 20
 )
 
 // Client asks on behalf of one driver. It may be used by many goroutines.
 type Client struct {
 	driver     string
 	core       *rest.RESTClient
+	events     *rest.RESTClient // the same server, with a limit of its own
 	parameters runtime.ParameterCodec
 }
 
@@ -71,7 +75,12 @@ func New(driver string, conf *rest.Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("client of the API server: %w", err)
 	}
-	return &Client{driver: driver, core: core, parameters: runtime.NewParameterCodec(types)}, nil
+	conf.QPS, conf.Burst = eventsPerSecond, eventBurst
+	events, err := rest.RESTClientFor(conf)
+	if err != nil {
+		return nil, fmt.Errorf("client of the API server: %w", err)
+	}
+	return &Client{driver: driver, core: core, events: events, parameters: runtime.NewParameterCodec(types)}, nil
 }
 
 // Secret returns the secret that the PersistentVolume with this ID is staged with, or else published with, as its
@@ -79,10 +88,11 @@ func New(driver string, conf *rest.Config) (*Client, error) {
 //
 // ErrNotFound and ErrForbidden as they say, config.ErrSecret and config.ErrParameter for one that cannot be used.
 func (c *Client) Secret(ctx context.Context, id config.VolumeID) (config.Secret, error) {
-	source, name, err := c.volume(ctx, id)
+	pv, err := c.volume(ctx, id)
 	if err != nil {
 		return config.Secret{}, err
 	}
+	source, name := pv.Spec.CSI, pv.Name
 	ref := source.NodeStageSecretRef
 	if ref == nil {
 		ref = source.NodePublishSecretRef
@@ -111,12 +121,12 @@ func (c *Client) Secret(ctx context.Context, id config.VolumeID) (config.Secret,
 }
 
 // volume finds the PersistentVolume with the ID. The API server has no index of these, so all are looked at.
-func (c *Client) volume(ctx context.Context, id config.VolumeID) (source *corev1.CSIPersistentVolumeSource, name string, err error) {
+func (c *Client) volume(ctx context.Context, id config.VolumeID) (*corev1.PersistentVolume, error) {
 	for token := ""; ; {
 		var page corev1.PersistentVolumeList
 		options := metav1.ListOptions{Limit: pageSize, Continue: token}
 		if err := c.core.Get().Resource("persistentvolumes").VersionedParams(&options, c.parameters).Do(ctx).Into(&page); err != nil {
-			return nil, "", fmt.Errorf("list PersistentVolumes: %w", classify(err))
+			return nil, fmt.Errorf("list PersistentVolumes: %w", classify(err))
 		}
 		for i := range page.Items {
 			pv := &page.Items[i]
@@ -125,11 +135,11 @@ func (c *Client) volume(ctx context.Context, id config.VolumeID) (source *corev1
 			}
 			// Compared as parsed: a handle of a static volume may end with a slash.
 			if other, err := config.ParseVolumeID(pv.Spec.CSI.VolumeHandle); err == nil && other == id {
-				return pv.Spec.CSI, pv.Name, nil
+				return pv, nil
 			}
 		}
 		if token = page.Continue; token == "" {
-			return nil, "", fmt.Errorf("PersistentVolume with volume handle %s: %w", id, ErrNotFound)
+			return nil, fmt.Errorf("PersistentVolume with volume handle %s: %w", id, ErrNotFound)
 		}
 	}
 }

@@ -12,13 +12,23 @@ type Volume struct {
 	CacheLimit     int64   // bytes that it may hold
 	HitRate        float64 // part of the read bytes that came from the cache, 0 to 1
 	HiddenKeys     int64   // keys that POSIX cannot name
+	Conflicts      int64   // since the mount: files whose names others' objects took
+	Quarantined    int     // files whose changes a loss of power made unusable
+	Failing        bool    // changes wait for the bucket and do not get there
+	ErrorClass     string  // why, in one word of few; empty when nothing is wrong
 }
 
-// gauge is one number of every volume.
+// gauge is one number of every volume. A name that ends with _total is a counter.
 type gauge struct {
 	name, help string
 	of         func(Volume) float64
 }
+
+// lastError is 1 for the one class that the last error of a volume has; no series when there is none.
+const (
+	lastErrorName = "csi_s3_last_error"
+	lastErrorHelp = "Always 1; the label class says why changes of the volume do not get into the bucket. Absent when they do."
+)
 
 // volumeGauges are the metrics with the one label volume, the volume ID. A name ends with its unit.
 var volumeGauges = [...]gauge{
@@ -30,6 +40,16 @@ var volumeGauges = [...]gauge{
 	{"csi_s3_cache_limit_bytes", "Bytes that the volume's cache may hold.", func(v Volume) float64 { return float64(v.CacheLimit) }},
 	{"csi_s3_cache_hit_ratio", "Part of the bytes read that came from the cache, 0 to 1.", func(v Volume) float64 { return v.HitRate }},
 	{"csi_s3_hidden_keys", "Keys of the bucket that POSIX cannot name and the mount does not show.", func(v Volume) float64 { return float64(v.HiddenKeys) }},
+	{"csi_s3_conflicts_total", "Files that others changed in the bucket while they were changed here; both are kept.", func(v Volume) float64 { return float64(v.Conflicts) }},
+	{"csi_s3_quarantined_files", "Files whose changes a loss of power made unusable; what is left is in the cache's directory quarantine.", func(v Volume) float64 { return float64(v.Quarantined) }},
+	{"csi_s3_uploads_failing", "1 while changes wait for the bucket and do not get there.", func(v Volume) float64 { return number(v.Failing) }},
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // rpcSeconds is the duration of CSI calls. NodeUnstageVolume waits for uploads, hence the long tail.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -93,7 +94,8 @@ func (m *Metrics) serve(ctx context.Context, l net.Listener) error {
 
 // volumes collects the gauges of all registered volumes.
 type volumes struct {
-	descs []*prometheus.Desc // one for each of volumeGauges
+	descs     []*prometheus.Desc // one for each of volumeGauges
+	lastError *prometheus.Desc
 
 	mu   sync.Mutex
 	read map[string]*source // by volume ID; guarded by mu
@@ -103,7 +105,10 @@ type volumes struct {
 type source struct{ read func() Volume }
 
 func newVolumes() *volumes {
-	vs := &volumes{read: map[string]*source{}}
+	vs := &volumes{
+		read:      map[string]*source{},
+		lastError: prometheus.NewDesc(lastErrorName, lastErrorHelp, []string{"volume", "class"}, nil),
+	}
 	for _, g := range volumeGauges {
 		vs.descs = append(vs.descs, prometheus.NewDesc(g.name, g.help, []string{"volume"}, nil))
 	}
@@ -129,6 +134,7 @@ func (vs *volumes) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range vs.descs {
 		ch <- d
 	}
+	ch <- vs.lastError
 }
 
 // Collect implements prometheus.Collector. The sources run without the lock: they may take locks of their own.
@@ -142,7 +148,14 @@ func (vs *volumes) Collect(ch chan<- prometheus.Metric) {
 	for id, s := range now {
 		v := s.read()
 		for i, g := range volumeGauges {
-			ch <- prometheus.MustNewConstMetric(vs.descs[i], prometheus.GaugeValue, g.of(v), id)
+			kind := prometheus.GaugeValue
+			if strings.HasSuffix(g.name, "_total") {
+				kind = prometheus.CounterValue
+			}
+			ch <- prometheus.MustNewConstMetric(vs.descs[i], kind, g.of(v), id)
+		}
+		if v.ErrorClass != "" {
+			ch <- prometheus.MustNewConstMetric(vs.lastError, prometheus.GaugeValue, 1, id, v.ErrorClass)
 		}
 	}
 }

@@ -27,7 +27,8 @@ func TestScrape(t *testing.T) {
 	m := metrics.New("v1.2.3")
 	m.RPC("/csi.v1.Node/NodeStageVolume", "OK", 30*time.Millisecond)
 	remove := m.Volume("b/p", func() metrics.Volume {
-		return metrics.Volume{DirtyBytes: 7, DirtyFiles: 2, Queue: 3, OldestDirtyAge: 1.5, CacheBytes: 11, CacheLimit: 13, HitRate: .25, HiddenKeys: 1}
+		return metrics.Volume{DirtyBytes: 7, DirtyFiles: 2, Queue: 3, OldestDirtyAge: 1.5, CacheBytes: 11, CacheLimit: 13, HitRate: .25, HiddenKeys: 1,
+			Conflicts: 4, Quarantined: 5, Failing: true, ErrorClass: "denied"}
 	})
 	body := scrape(t, m.Handler())
 	for _, want := range []string{
@@ -41,6 +42,11 @@ func TestScrape(t *testing.T) {
 		`csi_s3_cache_limit_bytes{volume="b/p"} 13`,
 		`csi_s3_cache_hit_ratio{volume="b/p"} 0.25`,
 		`csi_s3_hidden_keys{volume="b/p"} 1`,
+		"# TYPE csi_s3_conflicts_total counter",
+		`csi_s3_conflicts_total{volume="b/p"} 4`,
+		`csi_s3_quarantined_files{volume="b/p"} 5`,
+		`csi_s3_uploads_failing{volume="b/p"} 1`,
+		`csi_s3_last_error{class="denied",volume="b/p"} 1`,
 		"go_goroutines ",
 	} {
 		if !strings.Contains(body, want) {

@@ -86,6 +86,7 @@ func (s *Set) renew(ctx context.Context, v *staged, secret config.Secret) {
 	log := s.Log.With("volume", v.request.ID.String())
 	if secret.Endpoint != v.request.Secret.Endpoint {
 		log.Error("the secret names another endpoint: the mount stays with the old one until the volume is staged anew", "endpoint", secret.Endpoint)
+		s.tell(v.request.ID, ReasonSecret, fmt.Sprintf("the secret names another endpoint, %s: the mount stays with the old one until no pod of the node uses the volume", secret.Endpoint))
 		return
 	}
 	fresh, err := s.connect(v.request.ID.Bucket, secret)
@@ -97,6 +98,9 @@ func (s *Set) renew(ctx context.Context, v *staged, secret config.Secret) {
 	}
 	if err != nil {
 		log.Error("the new secret does not work: the mount stays with the old one", "err", err)
+		if !errors.Is(err, ErrUnavailable) {
+			s.tell(v.request.ID, ReasonSecret, fmt.Sprintf("the new secret does not work, the mount goes on with the old one: %v", err))
+		}
 		return
 	}
 	v.bucket.replace(fresh)

@@ -1,11 +1,14 @@
 package volume_test
 
 import (
+	"errors"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/csi-s3/csi-s3/pkg/config"
 	"github.com/csi-s3/csi-s3/pkg/s3"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3fault"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3mem"
@@ -61,6 +64,8 @@ func TestRenewCredentials(t *testing.T) {
 	n.buckets["bucket the-access-key"] = first
 	n.buckets["bucket second"] = second
 	n.buckets["bucket refused"] = refused
+	var heard []volume.Incident
+	n.Incident = func(i volume.Incident) { heard = append(heard, i) }
 	must(t, n.Stage(ctx, r))
 	b := n.last(r.ID).spec.Bucket
 	sees := func(key s3.Key) {
@@ -70,17 +75,35 @@ func TestRenewCredentials(t *testing.T) {
 	}
 	sees("first")
 	p := volume.PublishRequest{StageRequest: r, Target: filepath.Join(n.dir, "target")}
+	p.Pod = volume.Pod{Namespace: "ns", Name: "pod", UID: "uid"}
+	refusal := func(says string) {
+		t.Helper()
+		sees("first")
+		if len(heard) != 1 || heard[0].Volume != r.ID || heard[0].Reason != volume.ReasonSecret || !strings.Contains(heard[0].Message, says) || !slices.Equal(heard[0].Pods, []volume.Pod{p.Pod}) {
+			t.Errorf("told is %+v, want %q", heard, says)
+		}
+		for _, i := range heard {
+			if strings.Contains(i.Message, "the-secret-key") || strings.Contains(i.Message, "the-access-key") {
+				t.Errorf("a secret is told: %s", i.Message)
+			}
+		}
+		heard = nil
+	}
 	p.Secret.AccessKeyID = "refused"
 	must(t, n.Publish(ctx, p))
-	sees("first")
+	refusal("denied")
+	bad := p
+	bad.Secret, bad.SecretErr = config.Secret{}, errors.New("no endpoint")
+	must(t, n.Publish(ctx, bad))
+	refusal("no endpoint")
 	p.Secret.AccessKeyID, p.Secret.Endpoint = "second", "https://elsewhere.example"
 	must(t, n.Publish(ctx, p))
-	sees("first")
+	refusal("another endpoint")
 	p.Secret.Endpoint = r.Secret.Endpoint
 	must(t, n.Publish(ctx, p))
 	sees("second")
-	if n.mounts(r.ID) != 1 {
-		t.Errorf("mounted %d times", n.mounts(r.ID))
+	if n.mounts(r.ID) != 1 || len(heard) != 0 {
+		t.Errorf("mounted %d times, told is %+v", n.mounts(r.ID), heard)
 	}
 	must(t, n.Unpublish(ctx, r.ID, p.Target))
 	must(t, n.Unstage(ctx, r.ID, r.Dir))

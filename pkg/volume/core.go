@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -51,6 +53,12 @@ type core struct {
 	prefix   s3.Key
 	log      *slog.Logger
 	lost     map[cache.ID]s3.Key // changes that the last loss of power made unusable, and the keys that their files had
+	health   *health
+	incident func(Reason, string) // nil: nobody listens
+
+	sick        atomic.Pointer[error] // why the journal takes no more changes
+	conflicts   atomic.Int64          // files whose names others' objects took
+	quarantined int                   // files in the cache's quarantine
 
 	stop context.CancelFunc // of the background work
 	wg   sync.WaitGroup
@@ -110,14 +118,15 @@ func assemble(fsys disk.FS, writer string, spec Spec) *core {
 		ReadOnly: o.ReadOnly, Capacity: o.Size, IOTimeout: o.IOTimeout,
 	}
 	c := &core{
-		id: spec.ID, disk: fsys, policy: policy, usage: &vfs.Usage{}, bucket: spec.Bucket, prefix: spec.Prefix, log: spec.Log,
-		lost: map[cache.ID]s3.Key{}, stop: func() {},
+		id: spec.ID, disk: fsys, policy: policy, usage: &vfs.Usage{}, prefix: spec.Prefix, log: spec.Log,
+		lost: map[cache.ID]s3.Key{}, health: &health{now: time.Now}, incident: spec.Incident, stop: func() {},
 	}
+	c.bucket = watched{spec.Bucket, c.health}
 	dirMode := uint32(o.DirMode.Perm())
 	if o.DirMode&os.ModeSetgid != 0 {
 		dirMode |= syscall.S_ISGID
 	}
-	c.remote = vfs.NewRemote(spec.Bucket, views(), policy.TTL())
+	c.remote = vfs.NewRemote(c.bucket, views(), policy.TTL())
 	c.store = cache.New(fsys, cache.Options{})
 	c.tree = namespace.New(namespace.Options{
 		Prefix: spec.Prefix, Uid: o.Uid, Gid: o.Gid, FileMode: uint32(o.FileMode.Perm()), DirMode: dirMode,
@@ -125,8 +134,8 @@ func assemble(fsys disk.FS, writer string, spec Spec) *core {
 		Settled: c.remote.Settled,
 		Gone:    func(ino inode.Ino) { c.fs.Gone(ino) },
 	})
-	c.fetcher = fetch.New(spec.Bucket, fetch.Options{})
-	c.executor = writeback.New(c.tree, c.store, c.fetcher, spec.Bucket, writeback.Options{
+	c.fetcher = fetch.New(c.bucket, fetch.Options{})
+	c.executor = writeback.New(c.tree, c.store, c.fetcher, c.bucket, writeback.Options{
 		Shared: policy.Access == vfs.ReadWriteMany, Log: spec.Log, Conflict: c.conflict,
 	})
 	c.fs = vfs.New(vfs.Options{
@@ -140,6 +149,8 @@ func assemble(fsys disk.FS, writer string, spec Spec) *core {
 func (c *core) conflict(ino inode.Ino, kept string) {
 	c.log.Warn("another client changed an object that was changed here too; ours is kept beside it",
 		"volume", c.id, "inode", uint64(ino), "kept", kept)
+	c.conflicts.Add(1)
+	c.tell(ReasonConflict, "another client changed an object that was changed here too; both are kept, ours as %q in the same directory", kept)
 	c.fs.Conflict(ino, kept)
 }
 
@@ -176,6 +187,12 @@ func (c *core) recover(id identity, boot string) (err error) {
 	if err := c.store.Forget(found.Lost); err != nil {
 		return err
 	}
+	kept, err := c.disk.ReadDir(quarantineDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	c.quarantined = len(kept)
+	c.tellLost()
 	if n := len(found.Dirty); n > 0 {
 		c.log.Info("files with changes that are not in the bucket were recovered", "volume", c.id, "files", n, "powerCut", powerCut)
 	}
@@ -226,6 +243,7 @@ func (c *core) start(ctx context.Context) {
 	c.stop = stop
 	c.executor.Start()
 	c.wg.Go(func() { c.tend(ctx) })
+	c.wg.Go(func() { c.guard(ctx) })
 	if c.policy.Capacity > 0 {
 		c.wg.Go(func() { c.count(ctx) })
 	}
@@ -243,6 +261,8 @@ func (c *core) tend(ctx context.Context) {
 		}
 		if err := c.journal.Sync(); err != nil {
 			c.log.Error("the journal cannot be written: the volume takes no more changes", "volume", c.id, "err", err)
+			err = fmt.Errorf("%w: %w", errJournal, err)
+			c.sick.Store(&err)
 			continue
 		}
 		if err := c.store.Reap(); err != nil {
@@ -291,7 +311,16 @@ func (c *core) hitRate() float64 {
 }
 
 // drain waits until the bucket has all that was written before the call.
-func (c *core) drain(ctx context.Context) error { return c.executor.Flush(ctx, 0, nil) }
+func (c *core) drain(ctx context.Context) error {
+	err := c.executor.Flush(ctx, 0, nil)
+	if w := c.executor.Status(); err != nil && w.LastError == nil {
+		// Write-back does not know yet that the server is silent.
+		if why := c.trouble(w); why != nil {
+			err = fmt.Errorf("%w; %w", err, why)
+		}
+	}
+	return err
+}
 
 // close stops all work and makes what is left durable. No request may come any more.
 func (c *core) close(ctx context.Context) error {

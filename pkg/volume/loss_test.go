@@ -27,6 +27,9 @@ func TestLostMount(t *testing.T) {
 	p := volume.PublishRequest{StageRequest: r, Target: filepath.Join(n.dir, "target")}
 	p.Secret = config.Secret{}
 	must(t, n.Stage(ctx, r))
+	var heard []volume.Incident
+	n.Incident = func(i volume.Incident) { heard = append(heard, i) }
+	p.Pod = volume.Pod{Namespace: "ns", Name: "pod", UID: "uid"}
 	must(t, n.Publish(ctx, p))
 	n.last(r.ID).lose(t)
 	st, err := n.Stats(r.ID, p.Target)
@@ -39,11 +42,17 @@ func TestLostMount(t *testing.T) {
 	if n.mounts(r.ID) != 2 {
 		t.Errorf("mounted %d times, want 2", n.mounts(r.ID))
 	}
+	if len(heard) != 1 || heard[0].Reason != volume.ReasonMountLost || heard[0].Volume != r.ID || len(heard[0].Pods) != 1 || heard[0].Pods[0] != p.Pod {
+		t.Errorf("told is %+v", heard)
+	}
 	must(t, n.Unpublish(ctx, r.ID, p.Target))
 	n.last(r.ID).lose(t)
 	must(t, n.Unstage(ctx, r.ID, r.Dir))
 	if n.mounts(r.ID) != 3 {
 		t.Errorf("mounted %d times, want 3: the last to drain", n.mounts(r.ID))
+	}
+	if len(heard) != 2 || len(heard[1].Pods) != 0 {
+		t.Errorf("told is %+v, the second without the pod that is gone", heard)
 	}
 	must(t, n.Unstage(ctx, r.ID, r.Dir))
 }
@@ -178,7 +187,12 @@ func TestDetachDead(t *testing.T) {
 	for _, d := range []string{one, two, two} {
 		deadMount(t, d)
 	}
+	var heard []volume.Incident
+	n.Incident = func(i volume.Incident) { heard = append(heard, i) }
 	must(t, n.DetachDead(ctx))
+	if len(heard) != 1 || heard[0].Reason != volume.ReasonMountLost || heard[0].Volume.String() != "bucket/dead" {
+		t.Errorf("told is %+v", heard)
+	}
 	if got := mountsBelow(t, n.dir); len(got) != 1 || got[0].Mountpoint != r.Dir {
 		t.Errorf("%d mounts are left, want the staged one", len(got))
 	}

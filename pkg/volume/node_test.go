@@ -231,7 +231,7 @@ func deadMount(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	if err := unix.Mount("csi-s3", dir, "fuse.csi-s3", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fd)); err != nil {
+	if err := unix.Mount("s3://bucket/dead", dir, "fuse.csi-s3", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fd)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -20,6 +20,9 @@ type PublishRequest struct {
 	Target   string // target path: made if missing, its parent exists
 	ReadOnly bool   // nothing can be changed through this target
 	Single   bool   // no other target may show the volume
+	Pod      Pod    // that asks, if it is known
+	// SecretErr is why the call's secret is not usable, nil when it is or there is none.
+	SecretErr error
 }
 
 // Publish binds the staged volume to the target. When the staging mount is lost, it is made again first: kubelet does
@@ -34,6 +37,7 @@ func (s *Set) Publish(ctx context.Context, r PublishRequest) error {
 		return err
 	}
 	defer unlock()
+	s.seat(r.ID, r.Target, r.Pod)
 	v, err := s.restage(ctx, r.StageRequest)
 	if err != nil {
 		return err
@@ -41,6 +45,9 @@ func (s *Set) Publish(ctx context.Context, r PublishRequest) error {
 	target, err := resolve(r.Target)
 	if err != nil {
 		return err
+	}
+	if r.SecretErr != nil {
+		s.tell(r.ID, ReasonSecret, fmt.Sprintf("the secret of the pod's volume is not usable, the mount goes on with the old one: %v", r.SecretErr))
 	}
 	staging, err := mountsAt(v.request.Dir)
 	if err != nil {
@@ -134,6 +141,7 @@ func (s *Set) Unpublish(ctx context.Context, id config.VolumeID, target string) 
 		return err
 	}
 	defer unlock()
+	s.seat(id, target, Pod{})
 	target, err = resolve(target)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -65,6 +66,8 @@ type Set struct {
 	// Secret returns the secret of a volume for the calls that carry none; nil: there is none. It is asked only where
 	// nothing else can be done.
 	Secret func(ctx context.Context, id config.VolumeID) (config.Secret, error)
+	// Incident hears what a person should know of a volume. It must not block, nor call the Set. nil: nobody.
+	Incident func(Incident)
 	// Patience bounds the question to the bucket that precedes a mount; 0 is a minute.
 	Patience time.Duration
 
@@ -73,7 +76,8 @@ type Set struct {
 	nests      sync.Mutex // held while a cache is taken into use or given up
 
 	mu      sync.Mutex
-	volumes map[config.VolumeID]*staged // guarded by mu
+	volumes map[config.VolumeID]*staged        // guarded by mu
+	pods    map[config.VolumeID]map[string]Pod // guarded by mu: by target
 }
 
 // staged is one volume of a Set. It is made and changed under the volume's lock; a reader without that lock sees it
@@ -196,6 +200,7 @@ func (s *Set) DetachDead(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	lost := map[string]bool{} // sources
 	var errs []error
 	// From the end: later mounts may lie on earlier ones.
 	for i := len(mounts) - 1; i >= 0; i-- {
@@ -208,6 +213,12 @@ func (s *Set) DetachDead(ctx context.Context) error {
 			continue
 		}
 		s.Log.Warn("dead mount detached", "path", path)
+		lost[mounts[i].Source] = true
+	}
+	for source := range lost {
+		if id, err := config.ParseVolumeID(strings.TrimPrefix(source, sourcePrefix)); err == nil {
+			s.tell(id, ReasonMountLost, "the process that served the mount ended; pods that use the volume on this node must restart")
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -87,6 +87,7 @@ func (v *staged) matches(r StageRequest) error {
 // what is left stays in the cache, and whoever calls opens that next.
 func (s *Set) bury(ctx context.Context, v *staged) {
 	s.Log.Warn("mount is gone", "volume", v.request.ID.String(), "dir", v.request.Dir)
+	s.tell(v.request.ID, ReasonMountLost, "the mount was taken away from outside the driver; pods that use the volume on this node must restart")
 	now, cancel := context.WithCancel(ctx)
 	cancel()
 	if err := v.mounted.Close(now, true); err != nil {
@@ -132,7 +133,7 @@ func (s *Set) mount(ctx context.Context, r StageRequest) (_ *staged, err error) 
 	}
 	m, err := mount(ctx, Spec{
 		ID: r.ID.String(), Bucket: b, Prefix: s3.Key(r.ID.Prefix), Dir: r.Dir, CacheDir: n.cache, Options: r.Options,
-		Log: s.Log,
+		Log: s.Log, Incident: func(reason Reason, message string) { s.tell(r.ID, reason, message) },
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("mount volume %s: %w", r.ID, classify(err)), unseal(r.Dir), n.vacate(fresh))
@@ -150,6 +151,7 @@ func (s *Set) mount(ctx context.Context, r StageRequest) (_ *staged, err error) 
 		return metrics.Volume{
 			DirtyBytes: st.Dirty, DirtyFiles: st.DirtyFiles, Queue: st.Queue, OldestDirtyAge: st.OldestAge,
 			CacheBytes: st.CacheUsed, CacheLimit: st.CacheLimit, HitRate: st.HitRate, HiddenKeys: st.Hidden,
+			Conflicts: st.Conflicts, Quarantined: st.Quarantined, Failing: st.Failing, ErrorClass: st.ErrorClass,
 		}
 	})
 	s.keep(v)

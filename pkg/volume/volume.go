@@ -25,7 +25,13 @@ type Spec struct {
 	CacheDir string       // directory of this volume's cache and journal, made if missing, mode 0700
 	Options  config.Mount // see there
 	Log      *slog.Logger // nil: slog.Default
+
+	// Incident hears what a person should know of the volume. It must not block, nor call the volume. nil: nobody.
+	Incident func(reason Reason, message string)
 }
+
+// sourcePrefix stands before the volume ID in the source of a mount, as the kernel lists it.
+const sourcePrefix = "s3://"
 
 // Volume is one mounted volume.
 type Volume struct {
@@ -50,7 +56,12 @@ type Status struct {
 	CacheLimit int64   `json:"cacheLimit"`
 	HitRate    float64 `json:"hitRate"` // of read bytes, 0 to 1
 	Hidden     int64   `json:"hiddenKeys"`
-	LastError  string  `json:"lastError,omitempty"`
+	LastError  string  `json:"lastError,omitempty"`  // why changes do not get into the bucket
+	ErrorClass string  `json:"errorClass,omitempty"` // of LastError, one word
+	Failing    bool    `json:"failing"`              // changes wait, and there is a LastError
+
+	Conflicts   int64 `json:"conflicts"`   // since the mount: files whose names others' objects took
+	Quarantined int   `json:"quarantined"` // files of which a loss of power left what is in the cache's quarantine
 }
 
 // Mount opens and serves the volume. It returns when the kernel's mount is up. A cache directory that another process
@@ -68,7 +79,7 @@ func Mount(ctx context.Context, spec Spec) (*Volume, error) {
 	c.fs.SetInvalidator(kernel)
 	v.server, err = fuse.Mount(c.fs, fuse.Options{
 		Dir:        spec.Dir,
-		Name:       "s3://" + spec.ID,
+		Name:       sourcePrefix + spec.ID,
 		ReadOnly:   spec.Options.ReadOnly,
 		AllowOther: spec.Options.AllowOther,
 		Status:     v.status,
@@ -148,12 +159,13 @@ func (v *Volume) Status() Status {
 		Dirty: w.DirtyBytes, DirtyFiles: w.DirtyFiles, Queue: w.Queue,
 		CacheUsed: u.Dirty + u.Clean, CacheLimit: u.Capacity,
 		HitRate: v.core.hitRate(), Hidden: v.core.fs.HiddenKeys(),
+		Conflicts: v.core.conflicts.Load(), Quarantined: v.core.quarantined,
 	}
 	if !w.Oldest.IsZero() {
 		s.OldestAge = time.Since(w.Oldest).Seconds()
 	}
-	if w.LastError != nil {
-		s.LastError = w.LastError.Error()
+	if err := v.core.trouble(w); err != nil {
+		s.LastError, s.ErrorClass, s.Failing = err.Error(), class(err), w.Queue > 0
 	}
 	return s
 }
