@@ -24,8 +24,10 @@ func (fs *FS) Conflict(ino inode.Ino, kept string) {
 	}
 	names := []string{kept}
 	// The tree cuts names that are too long for its suffix. Of such a one the kernel hears when its entry expires.
-	if i := strings.LastIndex(kept, ".conflict-"); i > 0 {
-		names = append(names, kept[:i])
+	for _, suffix := range []string{".conflict-", ".partial-"} {
+		if i := strings.LastIndex(kept, suffix); i > 0 {
+			names = append(names, kept[:i])
+		}
 	}
 	fs.notices.add(func(inv Invalidator) {
 		for _, name := range names {

@@ -13,7 +13,6 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/namespace"
 	"github.com/csi-s3/csi-s3/pkg/s3"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3fault"
-	"github.com/csi-s3/csi-s3/pkg/writeback"
 )
 
 // Files whose missing bytes the cache cannot take are uploaded all the same: only an upload makes room.
@@ -94,46 +93,6 @@ func TestBodiesPastTheCacheWithFaults(t *testing.T) {
 	defer cancel()
 	r.ok(r.exec.Flush(ctx, ino, nil))
 	r.holds("file", body)
-}
-
-// When somebody replaces the object behind bytes that are not here, those bytes are nowhere. Nothing is made up for
-// them, the other's object stays, and what was written here is not given up.
-func TestSourceReplaced(t *testing.T) {
-	for _, size := range []int{50 << 10, 200 << 10} {
-		t.Run(fmt.Sprint(size), func(t *testing.T) {
-			t.Parallel()
-			r := newRig(t, small)
-			r.put("file", noise(size))
-			ino := r.learn("file")
-			r.write(ino, 1000, []byte("ours"))
-			theirs := noise(size)
-			r.put("file", theirs)
-			err := r.exec.Flush(t.Context(), ino, nil)
-			if !errors.Is(err, writeback.ErrConflict) {
-				t.Errorf("flush: %v", err)
-			}
-			err = r.tryFlush(500 * time.Millisecond)
-			if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, s3.ErrNotExist) {
-				t.Errorf("flush of what cannot be had: %v", err)
-			}
-			r.holds("file", theirs)
-			r.wantKeys("file")
-			r.noUploads()
-			if s := r.exec.Status(); s.DirtyBytes != 4 {
-				t.Errorf("%+v", s)
-			}
-			// Written anew from end to end it needs nothing of the object that is gone.
-			body := noise(size)
-			r.write(ino, 0, body)
-			r.flush()
-			keys := r.keys()
-			if len(keys) != 2 {
-				t.Fatalf("%q", keys)
-			}
-			r.holds(keys[1], body)
-			r.settled()
-		})
-	}
 }
 
 // liar answers mutations with an ETag that the object does not have.

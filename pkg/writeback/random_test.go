@@ -202,6 +202,9 @@ func bad(seed uint64, one int) func(s3fault.Op) s3fault.Action {
 			if op.Name == "Get" || op.Name == "Put" || op.Name == "UploadPart" {
 				return s3fault.CorruptBody()
 			}
+			if op.Name == "ListUploads" {
+				return s3fault.FailBefore(nil) // keys that may not list uploads may leave one behind
+			}
 			return s3fault.FailBefore(s3.ErrAuth)
 		case 3:
 			return s3fault.Delay(time.Duration(random.IntN(20)) * time.Millisecond)

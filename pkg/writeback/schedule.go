@@ -242,24 +242,6 @@ func (e *Executor) delete(ctx context.Context, k *namespace.Task) (s3.Info, erro
 	return s3.Info{}, e.bucket.Delete(ctx, k.Key)
 }
 
-// recheck finds out whether it was by our own doing that a task did not find its source: a request whose answer was
-// lost has changed or removed it. Then the next attempt has another source.
-func (e *Executor) recheck(k *namespace.Task, cause error) error {
-	if k.Source.Key == "" || !errors.Is(cause, s3.ErrNotExist) && !errors.Is(cause, s3.ErrPrecondition) {
-		return nil
-	}
-	info, err := e.bucket.Head(e.ctx, k.Source.Key)
-	found := &info
-	switch {
-	case errors.Is(err, s3.ErrNotExist):
-		found = nil
-	case err != nil:
-		return err
-	}
-	_, err = e.tree.Recheck(k.Ino, k.Source, found)
-	return err
-}
-
 // endedError: the tree knows already that the task is over.
 type endedError struct{ error }
 
@@ -275,6 +257,11 @@ func (e *Executor) refuse(k *namespace.Task, err error) error {
 	case errors.As(err, &taken) && taken.ours:
 		e.tree.Adopt(k, *taken.found)
 		return nil
+	}
+	if gone, found := e.recheck(k, &err); gone {
+		return e.salvage(k, found, err)
+	}
+	switch {
 	case errors.As(err, &taken):
 		kept, cerr := e.conflict(k, taken.found)
 		e.log.Warn("object was changed by others", "ino", k.Ino, "key", string(k.Key), "kept", kept, "err", err)
@@ -286,7 +273,6 @@ func (e *Executor) refuse(k *namespace.Task, err error) error {
 		}
 		return nil
 	}
-	err = errors.Join(err, e.recheck(k, err))
 	wait := backoff(k.Attempts)
 	e.tree.Fail(k, err, e.opt.Now().Add(wait))
 	e.log.Warn("write-back failed", "ino", k.Ino, "key", string(k.Key), "attempt", k.Attempts+1, "retry", wait, "err", err)
@@ -296,10 +282,15 @@ func (e *Executor) refuse(k *namespace.Task, err error) error {
 // conflict ends a task in the tree and counts it. From then on the file may be in the bucket under its other name before
 // it is counted, so a Flush of it waits for the count.
 func (e *Executor) conflict(k *namespace.Task, found *s3.Info) (kept string, err error) {
+	return e.told(k, func() (string, error) { return e.tree.Conflict(k, found) })
+}
+
+// told ends a task by tell, and counts a conflict when the file has another name then.
+func (e *Executor) told(k *namespace.Task, tell func() (kept string, err error)) (kept string, err error) {
 	e.mu.Lock()
 	e.judged[k.Ino]++
 	e.mu.Unlock()
-	kept, err = e.tree.Conflict(k, found)
+	kept, err = tell()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if kept != "" {

@@ -82,7 +82,7 @@ func (e *Executor) putContent(ctx context.Context, k *namespace.Task, c *content
 	var lost *sourceError
 	if errors.As(err, &lost) && k.Source.Key == k.Key {
 		// The object that we change is the one that somebody else replaced.
-		return e.settle(ctx, k, size, lost.error)
+		return e.settle(ctx, k, size, lost)
 	}
 	return info, err
 }
