@@ -36,7 +36,7 @@ e2e: ## chart and driver on a real single-node Kubernetes that it builds (10 min
 	cd test/e2e && $(GO) test -count=1 -v -timeout 45m .
 
 soak: ## the long figures: 3 GiB files, 20,000 objects, the whole Go tree, 1,000 kills, 200 power cuts; two hours, 10 GiB of disk
-	cd test/conformance && CSI_S3_SOAK=1 $(GO) test -count=1 -v -timeout 2h -run 'Tree|LargeFile|Listing|Kill' .
+	cd test/conformance && CSI_S3_SOAK=1 $(GO) test -count=1 -v -timeout 2h -run 'Tree|LargeFile|Listing|Kill|Fsx|Partial|Move|SmallCache|Spill' .
 	cd test/chaos && CSI_S3_SOAK=1 $(GO) test -count=1 -v -timeout 4h .
 
 # go test prints one line per package; the closing lines are what a reader of a CI log sees. The conformance suites build

@@ -2,7 +2,11 @@ package conformance_test
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,8 +46,9 @@ type mounted struct {
 	log     *buffer
 }
 
-// newMounted starts MinIO, builds csi-s3 and mounts a new bucket. When the test ends the mount must end in order.
-func newMounted(t *testing.T, options string) *mounted {
+// newMounted starts MinIO, builds csi-s3 and mounts a new bucket. When the test ends the mount must end in order. What
+// before does is done before the first mount.
+func newMounted(t *testing.T, options string, before ...func(*mounted)) *mounted {
 	t.Helper()
 	server := minio.Start(t)
 	m := &mounted{t: t, server: server, bucket: "conformance", options: options, log: &buffer{}}
@@ -67,6 +72,9 @@ func newMounted(t *testing.T, options string) *mounted {
 	}
 	if err := os.Mkdir(m.dir, 0o755); err != nil {
 		t.Fatal(err)
+	}
+	for _, do := range before {
+		do(m)
 	}
 	m.start()
 	t.Cleanup(func() {
@@ -183,6 +191,63 @@ func (m *mounted) run(name string, args ...string) string {
 func (m *mounted) put(key, body string) error {
 	_, err := m.client.Bucket(m.bucket).Put(m.t.Context(), s3.Key(key), s3.Body{R: strings.NewReader(body), Size: int64(len(body))}, s3.Attributes{}, s3.Condition{})
 	return err
+}
+
+// objects lists the keys below a prefix with their ETags, those of the driver's own objects too.
+func (m *mounted) objects(prefix string) map[s3.Key]s3.Info {
+	m.t.Helper()
+	found := map[s3.Key]s3.Info{}
+	in := s3.ListInput{Prefix: s3.Key(prefix)}
+	for {
+		page, err := m.client.Bucket(m.bucket).List(m.t.Context(), in)
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		for _, o := range page.Objects {
+			found[o.Key] = o
+		}
+		if in.Token = page.Token; in.Token == "" {
+			return found
+		}
+	}
+}
+
+// sumObject is the SHA-256 of an object, in hexadecimal digits.
+func (m *mounted) sumObject(key s3.Key) string {
+	m.t.Helper()
+	body, _, err := m.client.Bucket(m.bucket).Get(m.t.Context(), key, nil, "")
+	if err != nil {
+		m.t.Fatalf("%s: %v", key, err)
+	}
+	h := sha256.New()
+	_, err = io.Copy(h, body)
+	if err = errors.Join(err, body.Close()); err != nil {
+		m.t.Fatalf("%s: %v", key, err)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// watchMemory begins to look at the process's memory. What it returns ends that and tells the most that was seen, in
+// bytes.
+func (m *mounted) watchMemory() (peak func() int64) {
+	var most int64
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() { // ends with peak, which waits for it
+		defer close(ended)
+		for {
+			most = max(most, m.memory())
+			select {
+			case <-end:
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	}()
+	return func() int64 {
+		close(end)
+		<-ended
+		return most
+	}
 }
 
 // memory is the process's anonymous and shared memory in bytes.

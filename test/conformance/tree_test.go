@@ -94,26 +94,7 @@ func TestLargeFile(t *testing.T) {
 	m := newMounted(t, "")
 	size := int64(scale(256<<20, 3<<30))
 	path := filepath.Join(m.dir, "large")
-	var peak int64
-	stop := make(chan struct{})
-	var watcher sync.WaitGroup
-	watch := func() {
-		stop = make(chan struct{})
-		end := stop
-		watcher.Go(func() {
-			for {
-				peak = max(peak, m.memory())
-				select {
-				case <-end:
-					return
-				case <-time.After(50 * time.Millisecond):
-				}
-			}
-		})
-	}
-	unwatch := func() { close(stop); watcher.Wait() }
-
-	watch()
+	watched := m.watchMemory()
 	f, err := os.Create(path)
 	if err != nil {
 		t.Fatal(err)
@@ -127,7 +108,7 @@ func TestLargeFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.flush()
-	unwatch()
+	peak := watched()
 	info, err := m.client.Bucket(m.bucket).Head(t.Context(), "large")
 	if err != nil || info.Size != size {
 		t.Fatalf("%+v, %v", info, err)
@@ -137,11 +118,11 @@ func TestLargeFile(t *testing.T) {
 	}
 
 	m.restart(true)
-	watch()
+	watched = m.watchMemory()
 	if got := sum(t, path); got != hex.EncodeToString(want.Sum(nil)) {
 		t.Errorf("sha256 %s, want %x", got, want.Sum(nil))
 	}
-	unwatch()
+	peak = max(peak, watched())
 	t.Logf("%d MiB; peak of anonymous and shared memory %d MiB", size>>20, peak>>20)
 	if peak > 256<<20 {
 		t.Errorf("%d MiB of memory, the limit is 256", peak>>20)
