@@ -3,6 +3,7 @@ package namespace
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -75,18 +76,7 @@ func (t *Tree) Commit(k *Task, info s3.Info, moved map[s3.Key]s3.Info, write fun
 	case Move:
 		changed = append(changed, t.movedTo(k, moved)...)
 	case Purge:
-		if k.DstPrefix != "" && (t.under[k.SrcPrefix] > 0 || t.owner[k.SrcPrefix] != nil || t.leaving(k.SrcPrefix, n)) {
-			// Objects of tracked inodes or other directories are left, which go by themselves. Until then the prefix is no directory.
-			n.purges[0].dst = ""
-			break
-		}
-		n.purges = n.purges[1:]
-		t.noteMoved(n)
-		var left *s3.Info
-		if t.under[k.SrcPrefix] > 0 || t.owner[k.SrcPrefix] != nil {
-			left = &s3.Info{Key: k.SrcPrefix}
-		}
-		t.tell(k.SrcPrefix, left)
+		t.purged(k)
 	}
 	if n.lastErr != nil {
 		t.lastErr = nil
@@ -110,6 +100,24 @@ func (t *Tree) Commit(k *Task, info s3.Info, moved map[s3.Key]s3.Info, write fun
 		t.unblock()
 	}
 	return nil
+}
+
+// purged notes that a prefix holds no object any more that is not the business of tracked inodes. It stays hidden, and is
+// purged once more, until they and other directories have left it: only then is it no directory.
+func (t *tree) purged(k *Task) {
+	n := k.n
+	i := slices.Index(n.purges, purge{k.SrcPrefix, k.DstPrefix})
+	if k.DstPrefix != "" && (t.under[k.SrcPrefix] > 0 || t.owner[k.SrcPrefix] != nil) || !t.deserted(k.SrcPrefix, n) {
+		n.purges[i].dst = ""
+		return
+	}
+	n.purges = slices.Delete(n.purges, i, i+1)
+	t.noteMoved(n)
+	var left *s3.Info
+	if t.under[k.SrcPrefix] > 0 || t.owner[k.SrcPrefix] != nil {
+		left = &s3.Info{Key: k.SrcPrefix}
+	}
+	t.tell(k.SrcPrefix, left)
 }
 
 // onTheWay says that a directory moves from, over or to a key: it had to wait until no task used it.

@@ -369,14 +369,11 @@ func (t *tree) planDir(n *node) (*Task, verdict) {
 		n.heading = ""
 	}
 	if len(n.purges) > 0 {
-		p := n.purges[0]
-		if t.anyBusy(p.src) || p.dst != "" && t.anyBusy(p.dst) {
+		i := slices.IndexFunc(n.purges, func(p purge) bool { return t.canPurge(n, p) })
+		if i < 0 {
 			return nil, blocked
 		}
-		if p.dst == "" && (!t.clearBelow(p.src, n, true, false) || t.leaving(p.src, n)) {
-			return nil, blocked
-		}
-		return &Task{Verb: Purge, SrcPrefix: p.src, DstPrefix: p.dst}, inSync
+		return &Task{Verb: Purge, SrcPrefix: n.purges[i].src, DstPrefix: n.purges[i].dst}, inSync
 	}
 	if len(n.links) == 0 && n != t.root {
 		return t.planDelete(n, nil, ended)
@@ -486,12 +483,36 @@ func (t *tree) clearBelow(prefix s3.Key, n *node, inside, overwrite bool) bool {
 	return free
 }
 
-// leaving says that directories which left a prefix still have their objects below it, and asks those to go. Until then
-// the prefix must stay hidden: it would be seen as a directory again.
+// canPurge says that no task is on its way over a prefix that n has left, and that it is empty but for keys without a
+// name if it is to be seen again afterwards.
+func (t *tree) canPurge(n *node, p purge) bool {
+	if t.anyBusy(p.src) || p.dst != "" && t.anyBusy(p.dst) {
+		return false
+	}
+	return p.dst != "" || t.deserted(p.src, n)
+}
+
+// deserted says that nothing is left below a prefix that must not be seen there, and asks it to go. Until then the
+// prefix must stay hidden: it would be seen as a directory again.
+func (t *tree) deserted(prefix s3.Key, n *node) bool {
+	return t.clearBelow(prefix, n, true, false) && !t.leaving(prefix, n)
+}
+
+// leaving says that directories which left a prefix still have objects below it, theirs or copies, and asks those to go
+// that do not go by themselves.
 func (t *tree) leaving(prefix s3.Key, n *node) bool {
 	left := false
 	for d := range t.moved {
-		if d != n && d.origin != prefix && isUnder(d.origin, prefix) && len(d.links) > 0 && d.origin != t.wantPrefix(d) {
+		if slices.ContainsFunc(d.purges, func(p purge) bool { return p.src != prefix && isUnder(p.src, prefix) }) {
+			left = true
+		}
+		if d == n {
+			continue
+		}
+		here := func(p s3.Key) bool {
+			return p != prefix && isUnder(p, prefix) && (len(d.links) == 0 || p != t.wantPrefix(d))
+		}
+		if here(d.heading) || len(d.links) > 0 && here(d.origin) {
 			t.askAway(d, n)
 			left = true
 		}
