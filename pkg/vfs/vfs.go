@@ -129,6 +129,9 @@ func (u *Usage) Add(bytes, inodes int64) {
 	u.inodes.Add(inodes)
 }
 
+// Sum returns the counts as they are: what was there before may be missing in them, so they can be less than zero.
+func (u *Usage) Sum() (bytes, inodes int64) { return u.bytes.Load(), u.inodes.Load() }
+
 // Get returns the counts, never less than zero.
 func (u *Usage) Get() (bytes, inodes int64) { return max(0, u.bytes.Load()), max(0, u.inodes.Load()) }
 

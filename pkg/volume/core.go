@@ -241,11 +241,15 @@ func (c *core) checkpoint() error {
 func (c *core) start(ctx context.Context) {
 	ctx, stop := context.WithCancel(ctx)
 	c.stop = stop
+	var held namespace.Held
+	if c.policy.Capacity > 0 {
+		held = c.hold()
+	}
 	c.executor.Start()
 	c.wg.Go(func() { c.tend(ctx) })
 	c.wg.Go(func() { c.guard(ctx) })
 	if c.policy.Capacity > 0 {
-		c.wg.Go(func() { c.count(ctx) })
+		c.wg.Go(func() { c.count(ctx, held) })
 	}
 }
 
@@ -274,30 +278,6 @@ func (c *core) tend(ctx context.Context) {
 			}
 		}
 	}
-}
-
-// count finds out how much the bucket holds of the volume. The file system has counted its own changes meanwhile.
-func (c *core) count(ctx context.Context) {
-	var bytes, objects int64
-	in := s3.ListInput{Prefix: c.prefix}
-	for {
-		page, err := c.bucket.List(ctx, in)
-		if err != nil {
-			if ctx.Err() == nil {
-				c.log.Warn("cannot count what the volume holds: its capacity is not enforced for what was there before", "volume", c.id, "err", err)
-			}
-			return
-		}
-		for _, o := range page.Objects {
-			bytes += o.Size
-			objects++
-		}
-		if page.Token == "" {
-			break
-		}
-		in.Token = page.Token
-	}
-	c.usage.Add(bytes, objects)
 }
 
 // hitRate is which part of the bytes that were read did not have to be waited for.

@@ -451,6 +451,87 @@ func TestCapacity(t *testing.T) {
 	}
 }
 
+// What a process left that died counts, whether the bucket has it when it is listed or not, and what is on its way out of
+// the bucket does not.
+func TestCapacityRecovered(t *testing.T) {
+	t.Parallel()
+	for _, late := range []bool{false, true} {
+		t.Run(fmt.Sprintf("late=%t", late), func(t *testing.T) {
+			t.Parallel()
+			good := s3mem.New("bucket")
+			for name, size := range map[string]int{"old": 4000, "gone": 300, "renamed": 200, "kept": 50, ".csi-s3/own": 1000} {
+				upload(t, good, "p/"+name, strings.Repeat("o", size), s3.Attributes{})
+			}
+			b := s3fault.New(good)
+			s := spec(b)
+			s.ID, s.Prefix, s.Options.Size = "bucket/p/", "p/", 20_000
+			d := diskmem.New()
+			c := running(t, d, "first", s)
+			counted(t, c, 4550, 4)
+			h := hand{t, c}
+			h.write(h.ino("old"), strings.Repeat("O", 7000), 0)
+			unlink(t, c, "gone")
+			h.must(c.fs.Rename(t.Context(), who, inode.Root, "renamed", inode.Root, "moved", 0))
+			h.mkdir("d", 0o755)
+			h.file("d/new", strings.Repeat("n", 5000), 0o644)
+			const bytes, inodes = 7000 + 200 + 50 + 5000, 5
+			if used, _, files := (&Volume{core: c}).Usage(); used != bytes || files != inodes {
+				t.Errorf("before the kill %d bytes in %d inodes are counted", used, files)
+			}
+			left := d.Clone()
+			abandoned(c)
+
+			listed := make(chan struct{})
+			b.Fault = func(op s3fault.Op) s3fault.Action {
+				if late && op.Name == "List" {
+					<-listed
+				}
+				return s3fault.Action{}
+			}
+			c = running(t, left, "first", s)
+			if late {
+				drained(t, c)
+			}
+			close(listed)
+			counted(t, c, bytes, inodes)
+			if err := write(c, "more", strings.Repeat("m", 20_000-bytes+1)); !errors.Is(err, vfs.ErrCapacity) {
+				t.Errorf("a write past the capacity: %v", err)
+			}
+			unlink(t, c, "more")
+			drained(t, c)
+			counted(t, c, bytes, inodes)
+			if exact, err := c.recount(t.Context()); !exact || err != nil {
+				t.Errorf("recount: %t, %v", exact, err)
+			}
+			counted(t, c, bytes, inodes)
+			closed(t, c)
+		})
+	}
+}
+
+// A count that changes fell into is corrected.
+func TestCapacityRecount(t *testing.T) {
+	t.Parallel()
+	b := s3mem.New("bucket")
+	s := spec(b)
+	s.Options.Size = 20_000
+	c := running(t, diskmem.New(), "first", s)
+	defer closed(t, c)
+	counted(t, c, 0, 0)
+	if err := write(c, "f", strings.Repeat("f", 100)); err != nil {
+		t.Fatal(err)
+	}
+	c.usage.Add(5000, -7)
+	if exact, err := c.recount(t.Context()); exact || err != nil {
+		t.Errorf("recount while a change waits: %t, %v", exact, err)
+	}
+	drained(t, c)
+	if exact, err := c.recount(t.Context()); !exact || err != nil {
+		t.Errorf("recount: %t, %v", exact, err)
+	}
+	counted(t, c, 100, 1)
+}
+
 // Without a capacity nothing is counted that would cost requests, and the volume says so.
 func TestNoCapacity(t *testing.T) {
 	t.Parallel()
@@ -477,7 +558,9 @@ func TestCapacityUncounted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.count(t.Context())
+	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	c.count(short, c.hold())
 	down = false
 	c.start(t.Context())
 	if err := write(c, "f", "content"); err != nil {
