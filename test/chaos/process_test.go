@@ -16,14 +16,6 @@ const inNamespace = "CSI_S3_TEST_MOUNT_NAMESPACE"
 // soak says that the long figures are wanted, not the short ones of every change.
 func soak() bool { return os.Getenv("CSI_S3_SOAK") != "" }
 
-// scale is short in every run and long in a soak.
-func scale(short, long int) int {
-	if soak() {
-		return long
-	}
-	return short
-}
-
 // ownMounts runs the calling test again, alone, in a mount namespace of its own, and reports whether this is that run.
 // The caller returns when it is not. needs are commands beside root and /dev/fuse.
 func ownMounts(t *testing.T, needs ...string) bool {
