@@ -213,6 +213,13 @@ func (j *Journal) poison(err error) error {
 	return j.err
 }
 
+// Err is why the journal is poisoned, nil while it is not.
+func (j *Journal) Err() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.err
+}
+
 // Sync makes every Append that returned before the call durable. Concurrent calls share one fdatasync.
 func (j *Journal) Sync() error {
 	j.mu.Lock()

@@ -327,8 +327,12 @@ func (t *Tree) Done(unique uint64) (Outcome, bool) {
 // Err is why the tree takes no mutation any more: the journal failed. It is nil while all is well.
 func (t *Tree) Err() error {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.broken
+	err, j := t.broken, t.j
+	t.mu.Unlock()
+	if err != nil || j == nil {
+		return err
+	}
+	return j.Err()
 }
 
 // Sync makes every mutation that returned before the call survive a power cut.

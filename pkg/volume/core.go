@@ -35,6 +35,13 @@ const (
 // views is what the process remembers of all buckets.
 var views = sync.OnceValue(func() *vfs.Views { return vfs.NewViews(0) })
 
+// tuning makes a volume small enough for a simulation; its zero value is what is mounted.
+type tuning struct {
+	views     *vfs.Views // nil: those of the process
+	cache     cache.Options
+	writeback writeback.Options
+}
+
 // core is a volume without its mount: everything between the kernel's requests and the bucket.
 type core struct {
 	id       string
@@ -126,8 +133,12 @@ func assemble(fsys disk.FS, writer string, spec Spec) *core {
 	if o.DirMode&os.ModeSetgid != 0 {
 		dirMode |= syscall.S_ISGID
 	}
-	c.remote = vfs.NewRemote(c.bucket, views(), policy.TTL())
-	c.store = cache.New(fsys, cache.Options{})
+	remembered := spec.tuning.views
+	if remembered == nil {
+		remembered = views()
+	}
+	c.remote = vfs.NewRemote(c.bucket, remembered, policy.TTL())
+	c.store = cache.New(fsys, spec.tuning.cache)
 	c.tree = namespace.New(namespace.Options{
 		Prefix: spec.Prefix, Uid: o.Uid, Gid: o.Gid, FileMode: uint32(o.FileMode.Perm()), DirMode: dirMode,
 		Overwrite: o.Conflict == "overwrite", WriterID: writer, Settle: o.Settle, MaxAge: max(maxAge, o.Settle),
@@ -135,9 +146,9 @@ func assemble(fsys disk.FS, writer string, spec Spec) *core {
 		Gone:    func(ino inode.Ino) { c.fs.Gone(ino) },
 	})
 	c.fetcher = fetch.New(c.bucket, fetch.Options{})
-	c.executor = writeback.New(c.tree, c.store, c.fetcher, c.bucket, writeback.Options{
-		Shared: policy.Access == vfs.ReadWriteMany, Log: spec.Log, Conflict: c.conflict,
-	})
+	w := spec.tuning.writeback
+	w.Shared, w.Log, w.Conflict = policy.Access == vfs.ReadWriteMany, spec.Log, c.conflict
+	c.executor = writeback.New(c.tree, c.store, c.fetcher, c.bucket, w)
 	c.fs = vfs.New(vfs.Options{
 		Tree: c.tree, Store: c.store, Fetcher: c.fetcher, Executor: c.executor, Remote: c.remote,
 		Policy: policy, Usage: c.usage, Log: spec.Log,

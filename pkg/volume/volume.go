@@ -28,6 +28,8 @@ type Spec struct {
 
 	// Incident hears what a person should know of the volume. It must not block, nor call the volume. nil: nobody.
 	Incident func(reason Reason, message string)
+
+	tuning tuning
 }
 
 // sourcePrefix stands before the volume ID in the source of a mount, as the kernel lists it.
