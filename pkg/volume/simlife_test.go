@@ -432,7 +432,7 @@ type actor struct {
 	rnd   *rand.Rand
 	book  *book
 	next  int          // number of the next contested name
-	fill  uint64       // of the next bytes
+	fill  byte         // of the last bytes
 	open  []openHandle // of the present process
 	known []inode.Ino  // looked up in the present step
 }
@@ -478,8 +478,7 @@ func (a *actor) dirs() []string {
 
 func (a *actor) bytes(n int) []byte {
 	a.fill++
-	pattern := fmt.Appendf(nil, "<%s%d>", a.name, a.fill)
-	return bytes.Repeat(pattern, n/len(pattern)+1)[:n]
+	return bytes.Repeat([]byte{a.fill}, n)
 }
 
 // size is that of a small file, one of some parts, or one whose copies are made of parts, too.
