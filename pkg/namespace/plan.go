@@ -285,7 +285,8 @@ func (t *tree) askAway(m, n *node) {
 // yet: its bytes are saved first. Else two nodes that exchange their places would wait for each other for ever.
 func (t *tree) giveWay(n *node, keep []s3.Key) *Task {
 	orphan := t.orphanKey(n)
-	if o := n.objAt(orphan); (o == nil || o.unsure) && n.baseGen() > 0 {
+	// What was saved before may be older than what is to go now.
+	if o := n.objAt(orphan); (o == nil || o.unsure || o.contGen < n.baseGen()) && n.baseGen() > 0 {
 		if k := t.planSave(n); k != nil {
 			return k
 		}

@@ -232,7 +232,10 @@ func (l *life) spec(p *process) Spec {
 		if l.quiet {
 			return s3fault.Action{}
 		}
-		return l.weather.fault(op, l.weather.draw("fault of "+op.Name, op.Key), l.count)
+		return l.weather.fault(op, l.weather.draw("fault of "+op.Name, op.Key), func(what string) {
+			l.count(what)
+			l.trace("%s of %s %q", what, op.Name, string(op.Key))
+		})
 	}
 	return Spec{ID: "bucket", Bucket: b, Options: l.options, Log: slog.New(slog.DiscardHandler), tuning: l.tuning}
 }

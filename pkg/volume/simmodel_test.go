@@ -86,7 +86,7 @@ func (b *book) stored(key string, content []byte) error {
 		}
 	}
 	if best.file < 0 {
-		return fmt.Errorf("the bytes of %q%s", key, describe(map[string]string{reason: string(content)}))
+		return fmt.Errorf("the bytes of %q%s\nknown are %s", key, describe(map[string]string{reason: string(content)}), b)
 	}
 	b.held[key] = best
 	return nil
@@ -109,6 +109,10 @@ func (b *book) removed(key string) error {
 		return nil
 	}
 	delete(b.held, key)
+	// A directory that was renamed twice goes both ways in the bucket: the file is under its name of meanwhile then.
+	if b.holds(old.file, old.version) {
+		return nil
+	}
 	for _, names := range b.names[old.state:] {
 		if _, ok := names[key]; !ok {
 			return nil
