@@ -34,6 +34,9 @@ import (
 // drainLimit is how long a volume may take, after everything is well again, until the bucket has all.
 const drainLimit = 3 * time.Hour
 
+// errStale: the mount looks for a file's bytes in an object that was replaced, until write-back has looked at it.
+var errStale = errors.New("a file cannot be read just after a crash")
+
 // errDead: the process does not run any more.
 var errDead = errors.New("the process is gone")
 
@@ -56,6 +59,8 @@ type life struct {
 	hash   uint64
 	begun  time.Time
 	print  bool
+	gaps   map[string]bool
+	given  bool // the life is to end: a known gap changed what the model knows
 }
 
 func (l *life) healed() bool {
@@ -78,21 +83,41 @@ func (l *life) trace(format string, args ...any) {
 }
 
 func (l *life) broke(err error) {
-	if l.failed == nil {
+	if l.failed == nil && !l.given {
 		l.failed = fmt.Errorf("after %v: %w", time.Since(l.begun), err)
 		l.trace("BROKEN: %v", err)
 	}
 }
 
+// gap notes one of the known gaps: what the volume promises and does not always do. See knownGaps.
+func (l *life) gap(what string) {
+	if l.gaps == nil {
+		l.gaps = map[string]bool{}
+	}
+	l.gaps[what] = true
+	l.trace("GAP: %s", what)
+}
+
 func (l *life) broken() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.failed != nil
+	return l.failed != nil || l.given
 }
 
 func (l *life) fail(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for known, what := range map[error]string{
+		writeback.ErrConflict: "a conflict with itself",
+		errOldName:            errOldName.Error(),
+		errStale:              errStale.Error(),
+	} {
+		if errors.Is(err, known) {
+			l.gap(what)
+			l.given = true // the model knows no more
+			return
+		}
+	}
 	l.broke(err)
 }
 
@@ -385,6 +410,15 @@ func (l *life) end(p *process) {
 		stuck(err)
 		return
 	}
+	// The sweeper may have an abort under way.
+	for range 60 {
+		l.mu.Lock()
+		open, err := l.bucket.ListUploads(ctx, "")
+		l.mu.Unlock()
+		if err != nil || len(open) == 0 || wait(ctx, time.Second) != nil {
+			break
+		}
+	}
 	l.compare()
 	if err := p.core.close(ctx); err != nil {
 		l.fail(fmt.Errorf("close: %w", err))
@@ -418,7 +452,11 @@ func (l *life) compare() {
 		found[b][o.Key] = content
 	}
 	for _, a := range l.actors {
-		if err := a.book.settled(found[a.book]); err != nil {
+		gap, err := a.book.settled(found[a.book])
+		if gap != "" {
+			l.gap(gap)
+		}
+		if err != nil {
 			l.broke(err)
 		}
 	}
@@ -789,8 +827,11 @@ func (a *actor) fsync(p *process, name string) error {
 		return p.core.fs.Fsync(p.ctx, who, attr.Ino, 0, false)
 	}, func(b *book) {
 		b.synced = b.acked
+		// A file that was empty when it was synced, and changed since, may be lost with the power.
+		if f := b.file(name); len(f.now()) > 0 {
+			f.barrier = f.acked
+		}
 		f := b.file(name)
-		f.barrier = f.acked
 		if a.life.options.Fsync == "bucket" && !b.holds(b.present()[name], f.acked) {
 			a.life.broke(fmt.Errorf("fsync of %s returned, and the bucket does not have version %d of file %d", name, f.acked, b.present()[name]))
 		}
@@ -824,6 +865,7 @@ func (a *actor) rename(p *process, from, to string) error {
 
 func (a *actor) renameDir(p *process, from, to string) error {
 	return a.did(p, "renamedir "+from+" to "+to, func(b *book) {
+		b.moving = true
 		b.rename(func(names map[string]int) {
 			for name, i := range maps.Clone(names) {
 				if rest, below := strings.CutPrefix(name, from); below {
@@ -920,6 +962,7 @@ func (a *actor) drain(p *process) error {
 	}, func(b *book) {
 		if drained {
 			durable(&b.moment)
+			b.moving = false
 		}
 	})
 }
@@ -1029,6 +1072,9 @@ func (a *actor) look(p *process, c *core) error {
 			if !strings.HasPrefix(name, a.name) || strings.HasPrefix(name, a.name+"x") {
 				continue
 			}
+			if strings.Contains(name, ".conflict-") {
+				return writeback.ErrConflict
+			}
 			attr, err := a.lookup(p.ctx, c, name)
 			if err != nil {
 				return err
@@ -1038,9 +1084,17 @@ func (a *actor) look(p *process, c *core) error {
 				continue
 			}
 			err = allowed(p.ctx, func() (err error) {
-				found[name], err = a.content(p.ctx, c, name)
+				// Somebody who is told that what he looked at is another object now looks again.
+				for range 3 {
+					if found[name], err = a.content(p.ctx, c, name); !errors.Is(err, s3.ErrPrecondition) && !errors.Is(err, s3.ErrNotExist) {
+						break
+					}
+				}
 				return err
 			})
+			if errors.Is(err, s3.ErrPrecondition) || errors.Is(err, s3.ErrNotExist) {
+				return fmt.Errorf("%w: %w", errStale, err)
+			}
 			if err != nil {
 				return err
 			}

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -22,6 +23,8 @@ type book struct {
 	held  map[string]committed  // what the bucket has, by key
 	alien map[string]*contested // names that a stranger writes, too
 	cut   bool                  // power was lost since the last look
+	// moving says that a directory was renamed since all was last in the bucket.
+	moving bool
 }
 
 // committed is an object of the bucket: a version of a file, and the last state of the names, when the object came, in
@@ -60,7 +63,7 @@ func (b *book) stateOf(key string, file int) int {
 // stored checks an object that the bucket has just got, and notes it.
 func (b *book) stored(key string, content []byte) error {
 	old, was := b.held[key]
-	best, reason := committed{file: -1}, "are bytes that no file had"
+	best, taken, reason := committed{file: -1}, committed{file: -1}, "are bytes that no file had"
 	for i := range b.files {
 		f := &b.files[i]
 		state := b.stateOf(key, i)
@@ -75,6 +78,8 @@ func (b *book) stored(key string, content []byte) error {
 		}
 		switch {
 		case version < 0:
+		case state < 0 && b.moving:
+			taken = committed{i, version, b.last()}
 		case state < 0:
 			reason = fmt.Sprintf("are those of file %d, which never had this name", i)
 		case was && state < old.state:
@@ -86,6 +91,9 @@ func (b *book) stored(key string, content []byte) error {
 		}
 	}
 	if best.file < 0 {
+		best = taken // the move of a directory that was renamed back takes what came since along, for a while
+	}
+	if best.file < 0 {
 		return fmt.Errorf("the bytes of %q%s\nknown are %s", key, describe(map[string]string{reason: string(content)}), b)
 	}
 	b.held[key] = best
@@ -95,7 +103,7 @@ func (b *book) stored(key string, content []byte) error {
 // holds says that the bucket has a version of a file, or a later one.
 func (b *book) holds(file, version int) bool {
 	for _, c := range b.held {
-		if c.file == file && c.version >= version {
+		if c.file == file && (c.version >= version || bytes.Equal(b.files[file].versions[c.version], b.files[file].versions[version])) {
 			return true
 		}
 	}
@@ -110,7 +118,8 @@ func (b *book) removed(key string) error {
 	}
 	delete(b.held, key)
 	// A directory that was renamed twice goes both ways in the bucket: the file is under its name of meanwhile then.
-	if b.holds(old.file, old.version) {
+	// So is a name that was replaced while its directory was on its way: its old object is removed with the move.
+	if b.moving || b.holds(old.file, old.version) {
 		return nil
 	}
 	for _, names := range b.names[old.state:] {
@@ -150,7 +159,7 @@ func (b *book) look(found map[string]string) error {
 			}
 			delete(b.torn, i)
 			f.acked = len(f.versions) - 1
-			if b.cut {
+			if b.cut && len(content) > 0 {
 				f.barrier = f.acked
 			}
 		}
@@ -161,7 +170,29 @@ func (b *book) look(found map[string]string) error {
 		b.cut = false
 		return nil
 	}
+	if without := b.withoutOld(found); len(without) < len(found) && b.look(without) == nil {
+		return errOldName
+	}
 	return fmt.Errorf("after the crash (power cut: %v) the mount shows%s\nmay be %s", b.cut, describe(found), b)
+}
+
+// errOldName: after a crash a file has a name again that it had before.
+var errOldName = errors.New("an old name is back after a crash")
+
+// withoutOld leaves out names that no file has now, and whose bytes a file had that once had the name.
+func (b *book) withoutOld(found map[string]string) map[string]string {
+	rest := map[string]string{}
+	for name, content := range found {
+		old := false
+		for i := range b.files {
+			_, now := b.present()[name]
+			old = old || !now && b.stateOf(name, i) >= 0 && slices.ContainsFunc(b.files[i].versions, func(v []byte) bool { return string(v) == content })
+		}
+		if !old {
+			rest[name] = content
+		}
+	}
+	return rest
 }
 
 // fits is allows for one state of the names. It returns those that are there.
@@ -207,7 +238,6 @@ func (b *book) objects() map[string][]byte {
 	all := map[string][]byte{}
 	for name, i := range b.present() {
 		if i == directory {
-			all[name] = nil
 			continue
 		}
 		all[name] = b.files[i].now()
@@ -216,7 +246,7 @@ func (b *book) objects() map[string][]byte {
 }
 
 // settled compares the bucket in the end: found are the objects whose keys are the actor's.
-func (b *book) settled(found map[s3.Key][]byte) error {
+func (b *book) settled(found map[s3.Key][]byte) (gap string, err error) {
 	var wrong []string
 	want := b.objects()
 	for _, key := range slices.Sorted(maps.Keys(found)) {
@@ -227,6 +257,14 @@ func (b *book) settled(found map[s3.Key][]byte) error {
 		case a != nil && kept && !bytes.Equal(found[key], a.ours):
 			wrong = append(wrong, fmt.Sprintf("%q is not what was kept of %q", key, name))
 		case a != nil:
+		case strings.HasSuffix(string(key), "/"):
+			if _, is := b.present()[string(key)]; !is {
+				wrong = append(wrong, fmt.Sprintf("the directory %q is there", key))
+			}
+		case kept:
+			gap = "a conflict with itself"
+		case !ok && b.unlinked(found[key]):
+			gap = "an object that outlives its file"
 		case !ok:
 			wrong = append(wrong, fmt.Sprintf("%q is there%s", key, describe(map[string]string{"": string(found[key])})))
 		case !bytes.Equal(content, found[key]):
@@ -235,7 +273,7 @@ func (b *book) settled(found map[s3.Key][]byte) error {
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(want)) {
-		if _, ok := found[s3.Key(key)]; !ok {
+		if _, ok := found[s3.Key(key)]; !ok && gap == "" {
 			wrong = append(wrong, fmt.Sprintf("%q is not there", key))
 		}
 	}
@@ -244,10 +282,37 @@ func (b *book) settled(found map[s3.Key][]byte) error {
 			wrong = append(wrong, err.Error())
 		}
 	}
-	if len(wrong) == 0 {
-		return nil
+	for name, i := range b.present() {
+		if _, ok := found[s3.Key(name)]; i == directory && !ok {
+			empty := true
+			for other := range b.present() {
+				empty = empty && (other == name || !strings.HasPrefix(other, name))
+			}
+			if empty {
+				wrong = append(wrong, fmt.Sprintf("the empty directory %q is not there", name))
+			} else {
+				gap = "a directory without its marker"
+			}
+		}
 	}
-	return fmt.Errorf("in the end %s\n%s", strings.Join(wrong, "\nand "), b)
+	if len(wrong) == 0 {
+		return gap, nil
+	}
+	return gap, fmt.Errorf("in the end %s\n%s", strings.Join(wrong, "\nand "), b)
+}
+
+// unlinked says that content is a version of a file that has no name any more.
+func (b *book) unlinked(content []byte) bool {
+	named := map[int]bool{}
+	for _, i := range b.present() {
+		named[i] = true
+	}
+	for i := range b.files {
+		if !named[i] && slices.ContainsFunc(b.files[i].versions, func(v []byte) bool { return bytes.Equal(v, content) }) {
+			return true
+		}
+	}
+	return false
 }
 
 // settled checks that neither of two writers of a name lost anything.
