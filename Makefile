@@ -12,7 +12,7 @@ export GOFLAGS := $(filter-out -buildvcs=false,$(GOFLAGS)) -buildvcs=false
 # test/e2e needs a cluster and has a target of its own; test/e2e/kube is Kubernetes itself and only ever built.
 NESTED := $(filter-out test/e2e%,$(shell git ls-files '*/go.mod' 2>/dev/null | xargs -r -n1 dirname))
 
-.PHONY: help build demo test conformance chaos e2e soak lint image image-all
+.PHONY: help build demo test conformance chaos sim e2e soak lint image image-all
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ conformance: ## csi-sanity, POSIX tests and the S3 suite on real servers and mou
 chaos: ## the real process is killed and loses its power, again and again; part of test; needs root
 	cd test/chaos && $(GO) test -race -count=1 -v -timeout 20m .
 
+sim: ## 10,000 lives of a volume in virtual time, with faults and crashes from a seed; part of test
+	cd pkg/volume && CSI_S3_SIM_SEEDS=10000 $(GO) test -count=1 -v -timeout 30m -run 'TestSimulation$$' .
+
 e2e: ## chart and driver on a real single-node Kubernetes that it builds (10 minutes the first time) and starts; needs root
 	@test/e2e/packages.sh
 	cd test/e2e && $(GO) test -count=1 -v -timeout 45m .
@@ -41,7 +44,7 @@ soak: ## the long figures: 3 GiB files, 20,000 objects, the whole Go tree, 1,000
 
 # go test prints one line per package; the closing lines are what a reader of a CI log sees. The conformance suites build
 # the driver, which go test's cache does not see.
-test: ## all tests of all modules, with the race detector; as root with /dev/fuse also the real mounts
+test: sim ## all tests of all modules, with the race detector; as root with /dev/fuse also the real mounts
 	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; status=0; \
 	for dir in . $(NESTED); do \
 	  [ -n "$$(cd "$$dir" && $(GO) list ./... 2>/dev/null)" ] || continue; \

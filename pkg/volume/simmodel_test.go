@@ -36,7 +36,6 @@ type committed struct {
 // contested is a name that is written here once, and by a stranger.
 type contested struct {
 	ours, theirs []byte
-	tried        bool // ours may be there
 	acked        bool // ours is there
 	put          bool // the stranger's is in the bucket
 	before       bool // ours was in the bucket under the name when the stranger's came
