@@ -61,7 +61,11 @@ func (e *Executor) file(k *namespace.Task) (*cache.File, error) {
 		return nil, err
 	}
 	if n.Attr.Size != k.Source.Size {
-		return nil, fmt.Errorf("inode %d has %d bytes, its object %d: %w", k.Ino, n.Attr.Size, k.Source.Size, cache.ErrMissing)
+		err := fmt.Errorf("inode %d has %d bytes, its object %d: %w", k.Ino, n.Attr.Size, k.Source.Size, cache.ErrMissing)
+		if k.Source.Key == "" {
+			err = &sourceError{err} // others removed the object, and a loss of power what was here
+		}
+		return nil, err
 	}
 	return e.store.File(cache.ID(k.Ino), k.Source.Size), nil
 }
