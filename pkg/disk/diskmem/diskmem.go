@@ -14,7 +14,10 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/disk"
 )
 
-const page = 4096
+const (
+	page   = 4096
+	sector = 512
+)
 
 // FS is a memory disk. All of it is guarded by mu.
 type FS struct {
@@ -64,12 +67,27 @@ func (f *FS) SetCapacity(n int64) {
 }
 
 // Clone is the disk after a kill of the process: all that was written, and the same things durable. Locks are gone.
-func (f *FS) Clone() *FS { return f.clone(nil) }
+func (f *FS) Clone() *FS { return f.clone(Chance, nil) }
 
 // CrashClone is the disk after a power cut: what was durable, and of the rest what chance keeps.
-func (f *FS) CrashClone(rnd *rand.Rand) *FS { return f.clone(rnd) }
+func (f *FS) CrashClone(rnd *rand.Rand) *FS { return f.clone(Chance, rnd) }
 
-func (f *FS) clone(rnd *rand.Rand) *FS {
+// CrashCloneAs is the disk after a power cut that deals with what was not synced in one way.
+func (f *FS) CrashCloneAs(loss Loss, rnd *rand.Rand) *FS { return f.clone(loss, rnd) }
+
+// Loss is what a power cut does to what was not synced.
+type Loss int
+
+// Ways to lose.
+const (
+	Chance Loss = iota // any pages, sizes and names are kept, whatever their order
+	Drop               // nothing is kept
+	Keep               // all is kept
+	Tear               // of each file, and of the names, what came first is kept; the write at the cut in part, by sectors
+)
+
+// clone copies the disk; rnd nil is a kill.
+func (f *FS) clone(loss Loss, rnd *rand.Rand) *FS {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	c := New()
@@ -84,7 +102,7 @@ func (f *FS) clone(rnd *rand.Rand) *FS {
 			m.data, m.durable, m.pending = slices.Clone(n.data), slices.Clone(n.durable), slices.Clone(n.pending)
 			m.taken = n.taken
 		} else {
-			m.data = n.crash(rnd)
+			m.data = n.crash(loss, rnd)
 			m.durable = slices.Clone(m.data)
 		}
 		copies[n] = m
@@ -106,9 +124,18 @@ func (f *FS) clone(rnd *rand.Rand) *FS {
 		}
 		return c
 	}
-	keep := rnd.Float64()
-	for _, op := range f.ops {
-		if len(op.need) == 0 || rnd.Float64() < keep {
+	keep, first := rnd.Float64(), rnd.IntN(len(f.ops)+1)
+	for i, op := range f.ops {
+		kept := rnd.Float64() < keep
+		switch loss {
+		case Drop:
+			kept = false
+		case Keep:
+			kept = true
+		case Tear:
+			kept = i < first
+		}
+		if len(op.need) == 0 || kept {
 			if op.n != nil {
 				op.n = dup(op.n)
 			}
@@ -132,8 +159,16 @@ func (op dirOp) apply(tree map[string]*node) {
 }
 
 // crash is a file's content after a power cut.
-func (n *node) crash(rnd *rand.Rand) []byte {
+func (n *node) crash(loss Loss, rnd *rand.Rand) []byte {
 	data := slices.Clone(n.durable)
+	switch loss {
+	case Drop:
+		return data
+	case Keep:
+		return slices.Clone(n.data)
+	case Tear:
+		return n.tear(data, rnd.IntN(len(n.pending)+1), rnd)
+	}
 	keep := rnd.Float64()
 	for _, op := range n.pending {
 		if op.truncate {
@@ -151,6 +186,26 @@ func (n *node) crash(rnd *rand.Rand) []byte {
 		}
 		if rnd.IntN(4) == 0 && int64(len(data)) < op.off+int64(len(op.data)) {
 			data = resize(data, op.off+int64(len(op.data))) // the size without the data
+		}
+	}
+	return data
+}
+
+// tear makes the first whole changes and a part of the next one.
+func (n *node) tear(data []byte, whole int, rnd *rand.Rand) []byte {
+	for i, op := range n.pending {
+		switch {
+		case i > whole || i == whole && op.truncate:
+			return data
+		case op.truncate:
+			data = resize(data, op.size)
+		case i < whole:
+			data = write(data, op.data, op.off)
+		default:
+			end := op.off + rnd.Int64N(int64(len(op.data))+1)
+			if end -= end % sector; end > op.off {
+				data = write(data, op.data[:end-op.off], op.off)
+			}
 		}
 	}
 	return data
