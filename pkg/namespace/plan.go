@@ -2,6 +2,7 @@ package namespace
 
 import (
 	"container/heap"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -636,6 +637,17 @@ func (t *Tree) Pending(ino inode.Ino, seq uint64) (count int, err error) {
 	if t.broken != nil {
 		return len(t.unsettled), t.broken
 	}
+	for n := range t.pending(ino, seq) {
+		count++
+		if n.lastErr != nil {
+			err = n.lastErr
+		}
+	}
+	return count, err
+}
+
+// pending are the nodes that Pending counts. The caller holds mu.
+func (t *tree) pending(ino inode.Ino, seq uint64) iter.Seq[*node] {
 	nodes := maps.Keys(t.unsettled)
 	if ino != 0 {
 		nodes = func(yield func(*node) bool) {
@@ -644,14 +656,26 @@ func (t *Tree) Pending(ino inode.Ino, seq uint64) (count int, err error) {
 			}
 		}
 	}
-	for n := range nodes {
-		if n.changed > seq || len(n.links) == 0 && !n.isDir() && n.opens > 0 {
-			continue
-		}
-		count++
-		if n.lastErr != nil {
-			err = n.lastErr
+	return func(yield func(*node) bool) {
+		for n := range nodes {
+			if n.changed > seq || len(n.links) == 0 && !n.isDir() && n.opens > 0 {
+				continue
+			}
+			if !yield(n) {
+				return
+			}
 		}
 	}
-	return count, err
+}
+
+// Failed counts those that Pending counts whose last failure is of a kind.
+func (t *Tree) Failed(ino inode.Ino, seq uint64, kind func(error) bool) (count int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for n := range t.pending(ino, seq) {
+		if n.lastErr != nil && kind(n.lastErr) {
+			count++
+		}
+	}
+	return count
 }

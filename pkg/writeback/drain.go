@@ -27,7 +27,8 @@ type Progress struct {
 // Flush returns when everything that was changed before the call is in the bucket: of one inode, or of all when ino is
 // 0. What is changed later is not waited for. progress, if not nil, is called now and then. When ctx ends first, the
 // error wraps ctx's and the last failure and says what is left. ErrConflict (with an ino only): somebody else's object
-// took the name meanwhile.
+// took the name meanwhile. What cannot end in this process is not waited for: a journal that failed, and files that are
+// cache.ErrPoisoned when nothing else is left.
 func (e *Executor) Flush(ctx context.Context, ino inode.Ino, progress func(Progress)) error {
 	seq := e.tree.Seq()
 	e.mu.Lock()
@@ -58,11 +59,15 @@ func (e *Executor) Flush(ctx context.Context, ino inode.Ino, progress func(Progr
 			if ino == 0 {
 				e.sweep(ctx)
 			}
-			return nil
+			// What the bucket is not told yet, such as the end of a file that is open, is safe here.
+			return e.tree.Sync()
 		}
 		left := Progress{Changes: n, Bytes: e.dirty(ino)}
 		if err := e.tree.Err(); err != nil {
 			return unflushed(left, err, last)
+		}
+		if errors.Is(last, cache.ErrPoisoned) && e.tree.Failed(ino, seq, poisoned) >= n {
+			return unflushed(left, last, nil)
 		}
 		if progress != nil {
 			progress(left)
@@ -85,6 +90,8 @@ func (e *Executor) Flush(ctx context.Context, ino inode.Ino, progress func(Progr
 		timer.Stop()
 	}
 }
+
+func poisoned(err error) bool { return errors.Is(err, cache.ErrPoisoned) }
 
 func unflushed(left Progress, err, last error) error {
 	return fmt.Errorf("%d changes with %d bytes are not in the bucket yet: %w", left.Changes, left.Bytes, errors.Join(err, last))

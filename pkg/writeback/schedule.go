@@ -71,7 +71,7 @@ func (e *Executor) loop() {
 // next waits for a task; nil means Stop.
 func (e *Executor) next() *namespace.Task {
 	for {
-		if err := e.ledger.j.Room(room); errors.Is(err, disk.ErrNoSpace) {
+		if err := e.ledger.j.Room(room); errors.Is(err, disk.ErrNoSpace) && e.ledger.j.Err() == nil {
 			e.crowded(err)
 			if sleep(e.stopping, roomPoll) != nil {
 				return nil
