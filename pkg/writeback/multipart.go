@@ -36,10 +36,13 @@ func (e *Executor) multipart(ctx context.Context, k *namespace.Task, c *content,
 	}
 	sent, err := e.sendParts(ctx, k, c, u, parts)
 	var info s3.Info
+	settled := false
 	if err == nil {
-		info, err = e.complete(ctx, k, u.id, sent, size)
+		info, settled, err = e.complete(ctx, k, u.id, sent, size)
 	}
 	switch {
+	case err == nil && settled:
+		e.abort(ctx, u) // the object may be that of an earlier upload, whose end a crash has hidden
 	case err == nil || errors.Is(err, s3.ErrNoUpload):
 		err = errors.Join(err, e.ledger.over(u))
 	case ctx.Err() != nil || transient(err):
@@ -265,15 +268,15 @@ func (e *Executor) sendPart(ctx context.Context, k *namespace.Task, c *content, 
 }
 
 // complete makes the object of an upload's parts. A completion may be repeated: some servers then say that it is done,
-// others that they do not know the upload any more.
-func (e *Executor) complete(ctx context.Context, k *namespace.Task, id s3.UploadID, parts []s3.Part, size int64) (s3.Info, error) {
-	info, err := persist(ctx, func() (s3.Info, error) {
+// others that they do not know the upload any more. settled says that the object was found, not made by an answer.
+func (e *Executor) complete(ctx context.Context, k *namespace.Task, id s3.UploadID, parts []s3.Part, size int64) (info s3.Info, settled bool, err error) {
+	info, err = persist(ctx, func() (s3.Info, error) {
 		info, err := e.bucket.CompleteUpload(ctx, k.Key, id, parts, k.Cond)
-		if err != nil {
+		if settled = err != nil; settled {
 			return e.settle(ctx, k, size, err)
 		}
 		return info, nil
 	})
 	info.Size = size
-	return info, err
+	return info, settled, err
 }
