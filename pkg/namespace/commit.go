@@ -299,7 +299,10 @@ func (t *Tree) Recheck(ino inode.Ino, src Source, found *s3.Info) (bool, error) 
 		return true, nil
 	case n.changed == 0 || !n.tracked:
 		return false, nil // all our changes are in the bucket: this one is not ours
-	case found == nil:
+	case found != nil && found.ETag == b.etag:
+		return false, nil
+	case found == nil || !t.wrote(n, *found):
+		// Gone, or another file has the name: the same bytes may be at another key.
 		for _, o := range n.objs {
 			if o.key != b.key && o.contGen == b.contGen {
 				key := b.key
@@ -308,8 +311,6 @@ func (t *Tree) Recheck(ino inode.Ino, src Source, found *s3.Info) (bool, error) 
 				return true, t.append(n)
 			}
 		}
-		return false, nil
-	case found.ETag == b.etag || !t.wrote(n, *found):
 		return false, nil
 	}
 	b.etag, b.size, b.metaGen = found.ETag, found.Size, 0
