@@ -965,7 +965,7 @@ func (p *player) kill() {
 func (p *player) last() { synctest.Wait() }
 
 // stride is which part of the calls fails in a run that is no soak.
-const stride = 6
+const stride = 9
 
 // every runs a script with each call that the variant can strike failing once, or with every stride-th from first on.
 func every(t *testing.T, s script, v variant, first int, sum *tally) {
