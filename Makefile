@@ -31,7 +31,7 @@ conformance: ## csi-sanity, POSIX tests and the S3 suite on real servers and mou
 chaos: ## the real process is killed and loses its power, again and again; part of test; needs root
 	cd test/chaos && $(GO) test -race -count=1 -v -timeout 20m .
 
-sim: ## 10,000 lives of a volume in virtual time, with faults and crashes from a seed; part of test
+sim: ## 10,000 lives of a volume in virtual time, with faults and crashes from a seed
 	cd pkg/volume && CSI_S3_SIM_SEEDS=10000 $(GO) test -count=1 -v -timeout 30m -run 'TestSimulation$$' .
 
 e2e: ## chart and driver on a real single-node Kubernetes that it builds (10 minutes the first time) and starts; needs root
@@ -44,7 +44,7 @@ soak: ## the long figures: 3 GiB files, 20,000 objects, the whole Go tree, 1,000
 
 # go test prints one line per package; the closing lines are what a reader of a CI log sees. The conformance suites build
 # the driver, which go test's cache does not see.
-test: sim ## all tests of all modules, with the race detector; as root with /dev/fuse also the real mounts
+test: ## all tests of all modules, with the race detector; as root with /dev/fuse also the real mounts
 	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; status=0; \
 	for dir in . $(NESTED); do \
 	  [ -n "$$(cd "$$dir" && $(GO) list ./... 2>/dev/null)" ] || continue; \

@@ -86,8 +86,8 @@ func TestExit(t *testing.T) {
 	m := serveCore(t, core)
 	for _, kill := range []bool{true, false} {
 		b := block(core, "flush")
-		cmd := exec.CommandContext(t.Context(), "sh", "-c", "exec 3< f; echo open; exec cat")
-		cmd.Dir = m.dir
+		// Not Cmd.Dir: the child changes to it before its exec, when this process, which has to answer, may stand still.
+		cmd := exec.CommandContext(t.Context(), "sh", "-c", `cd "$0" && exec 3< f; echo open; exec cat`, m.dir)
 		in, err := cmd.StdinPipe()
 		if err != nil {
 			t.Fatal(err)

@@ -49,6 +49,7 @@ type node struct {
 	extra       map[string]string // metadata of others, kept as it is
 	links       []link            // empty: removed (or the root)
 	unnamed     bool              // made without a name, by Tmpfile: Link may give it one
+	kept        bool              // a barrier covered the file when it was new and empty
 
 	// Of a directory.
 	children   map[string]*node

@@ -29,6 +29,7 @@ const (
 	flagKnown = 1 << iota
 	flagLocal
 	flagMarker
+	flagKept
 )
 const (
 	flagContent = 1 << iota
@@ -114,6 +115,9 @@ func (n *node) encode() []byte {
 	if n.wantMarker {
 		flags |= flagMarker
 	}
+	if n.kept {
+		flags |= flagKept
+	}
 	b = binary.AppendUvarint(b, flags)
 	for _, v := range []uint32{n.attr.Mode, n.attr.Uid, n.attr.Gid, n.attr.Rdev} {
 		b = binary.AppendUvarint(b, uint64(v))
@@ -180,7 +184,7 @@ func decodeNode(data []byte) (*node, []savedLink, error) {
 	n := &node{tracked: true, metaGen: 2, contGen: 2}
 	n.attr.Ino = inode.Ino(r.uint())
 	flags := r.uint()
-	n.known, n.local, n.wantMarker = flags&flagKnown != 0, flags&flagLocal != 0, flags&flagMarker != 0
+	n.known, n.local, n.wantMarker, n.kept = flags&flagKnown != 0, flags&flagLocal != 0, flags&flagMarker != 0, flags&flagKept != 0
 	for _, p := range []*uint32{&n.attr.Mode, &n.attr.Uid, &n.attr.Gid, &n.attr.Rdev} {
 		*p = uint32(r.uint())
 	}

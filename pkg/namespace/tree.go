@@ -187,8 +187,27 @@ func (t *Tree) Recovered(ino inode.Ino, size int64, mtime time.Time) bool {
 	return true
 }
 
-// Lost says that a file's changes did not survive a power cut: it goes back to its remote object, or ends if it has
-// none. The name that it had is returned for the report.
+// Keep makes a file that the bucket does not have, and of which the cache holds nothing, outlive the loss of changes to
+// come: it is empty again then, as it was made, and not gone. Journaled; Sync makes it survive a power cut.
+func (t *Tree) Keep(ino inode.Ino) error {
+	t.mu.Lock()
+	defer t.unlock()
+	n, err := t.get(ino)
+	if err != nil {
+		return err
+	}
+	if !n.tracked || !n.hasContent() || n.kept || n.base() != nil {
+		return nil
+	}
+	if err := t.ready(); err != nil {
+		return err
+	}
+	n.kept = true
+	return t.append(n)
+}
+
+// Lost says that a file's changes did not survive a power cut: it goes back to its remote object. One that has none ends,
+// or is empty again if it was kept so (see Keep). The name that it had is returned for the report.
 func (t *Tree) Lost(ino inode.Ino) (name string) {
 	t.mu.Lock()
 	defer t.unlock()
@@ -203,6 +222,12 @@ func (t *Tree) Lost(ino inode.Ino) (name string) {
 	if b := n.base(); b != nil {
 		n.contGen = b.contGen
 		n.attr.Size = b.size
+		t.touch(n, t.opt.Now())
+		t.broken = errors.Join(t.broken, t.append(n))
+		return name
+	}
+	if n.kept {
+		n.attr.Size = 0
 		t.touch(n, t.opt.Now())
 		t.broken = errors.Join(t.broken, t.append(n))
 		return name

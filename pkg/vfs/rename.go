@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/csi-s3/csi-s3/pkg/cache"
 	"github.com/csi-s3/csi-s3/pkg/inode"
 	"github.com/csi-s3/csi-s3/pkg/namespace"
 )
@@ -44,7 +43,8 @@ func (fs *FS) Rename(ctx context.Context, req Request, oldDir inode.Ino, oldName
 			return fmt.Errorf("%q: %w", newName, err)
 		}
 	case target.ok:
-		if err := fs.settle(n.Attr.Ino); err != nil {
+		// Else a power cut could leave the name with neither file. Programs that write, rename and never sync are many.
+		if err := fs.barrier(n.Attr.Ino); err != nil {
 			return err
 		}
 	}
@@ -53,14 +53,4 @@ func (fs *FS) Rename(ctx context.Context, req Request, oldDir inode.Ino, oldName
 		return fs.remove(x.Attr.Ino, rename)
 	}
 	return rename()
-}
-
-// settle makes a file's dirty bytes survive a power cut before they replace another file's: else the cut could leave
-// the name with neither. Programs that write, rename and never sync are many.
-func (fs *FS) settle(ino inode.Ino) error {
-	f := fs.store.Lookup(cache.ID(ino))
-	if f == nil || f.Dirty().Since.IsZero() {
-		return nil
-	}
-	return f.Sync()
 }

@@ -14,10 +14,8 @@ func (fs *FS) Fsync(ctx context.Context, _ Request, ino inode.Ino, h HandleID, _
 		return err
 	}
 	// Bytes first: when the name is durable, so is what it shows.
-	if f := fs.store.Lookup(cache.ID(ino)); f != nil {
-		if err := f.Sync(); err != nil {
-			return err
-		}
+	if err := fs.barrier(ino); err != nil {
+		return err
 	}
 	if err := fs.tree.Sync(); err != nil {
 		return err
@@ -26,6 +24,22 @@ func (fs *FS) Fsync(ctx context.Context, _ Request, ino inode.Ino, h HandleID, _
 		return nil
 	}
 	return fs.flushInode(ctx, ino, h)
+}
+
+// barrier makes what was written of a file survive a power cut, also when that is nothing.
+func (fs *FS) barrier(ino inode.Ino) error {
+	f := fs.store.Lookup(cache.ID(ino))
+	if f == nil {
+		return fs.tree.Keep(ino)
+	}
+	clean := f.Dirty().Since.IsZero()
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if clean {
+		return fs.tree.Keep(ino) // the cache notes nothing of a clean file
+	}
+	return nil
 }
 
 // FsyncDir makes all changes of names in the directory durable.

@@ -826,11 +826,8 @@ func (a *actor) fsync(p *process, name string) error {
 		return p.core.fs.Fsync(p.ctx, who, attr.Ino, 0, false)
 	}, func(b *book) {
 		b.synced = b.acked
-		// A file that was empty when it was synced, and changed since, may be lost with the power.
-		if f := b.file(name); len(f.now()) > 0 {
-			f.barrier = f.acked
-		}
 		f := b.file(name)
+		f.barrier = f.acked
 		if a.life.options.Fsync == "bucket" && a.life.tally["disk fault"] == 0 && !b.holds(b.present()[name], f.acked) {
 			a.life.broke(fmt.Errorf("fsync of %s returned, and the bucket does not have version %d of file %d", name, f.acked, b.present()[name]))
 		}

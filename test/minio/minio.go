@@ -116,19 +116,20 @@ func launch(ctx context.Context, binary, dir string) (*Server, error) {
 	return s, nil
 }
 
+// healthy waits until the server answers requests: that it lives, it says before.
 func (s *Server) healthy(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.Endpoint+"/minio/health/live", nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.Endpoint+"/", nil)
 		if err != nil {
 			return err
 		}
 		if resp, err := http.DefaultClient.Do(req); err == nil {
 			_ = resp.Body.Close() // only the status is wanted
-			if resp.StatusCode == http.StatusOK {
+			if resp.StatusCode == http.StatusForbidden {
 				return nil
 			}
 		}
