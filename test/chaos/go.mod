@@ -4,7 +4,10 @@ go 1.26.0
 
 replace github.com/csi-s3/csi-s3 => ../..
 
-require github.com/csi-s3/csi-s3 v0.0.0-00010101000000-000000000000
+require (
+	github.com/csi-s3/csi-s3 v0.0.0-00010101000000-000000000000
+	golang.org/x/sys v0.49.0
+)
 
 require (
 	github.com/aws/aws-sdk-go-v2 v1.47.7 // indirect
@@ -29,6 +32,5 @@ require (
 	github.com/prometheus/client_model v0.6.3 // indirect
 	github.com/prometheus/common v0.72.0 // indirect
 	github.com/prometheus/procfs v0.22.0 // indirect
-	golang.org/x/sys v0.49.0 // indirect
 	google.golang.org/protobuf v1.36.12 // indirect
 )

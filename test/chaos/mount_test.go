@@ -47,7 +47,7 @@ func newMounted(t *testing.T, options string) *mounted {
 	base := t.TempDir()
 	m := &mounted{
 		t: t, server: server, endpoint: server.Endpoint, binary: buildDriver(t), bucket: "chaos", options: options,
-		dir: filepath.Join(base, "mnt"), cache: filepath.Join(base, "cache"), log: &buffer{},
+		dir: filepath.Join(base, "below", "mnt"), cache: filepath.Join(base, "cache"), log: &buffer{},
 	}
 	var err error
 	m.client, err = s3sdk.New(s3sdk.Config{Endpoint: server.Endpoint, Credentials: s3sdk.Credentials{
@@ -60,7 +60,23 @@ func newMounted(t *testing.T, options string) *mounted {
 	if err := m.objects().CreateBucket(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	// What is written while there is no mount must fail.
+	below := filepath.Dir(m.dir)
+	if err := os.Mkdir(below, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("below", below, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(below, 0); err != nil {
+			t.Error(err)
+		}
+	})
 	if err := os.Mkdir(m.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("below", below, "tmpfs", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -15,6 +16,26 @@ const inNamespace = "CSI_S3_TEST_MOUNT_NAMESPACE"
 
 // soak says that the long figures are wanted, not the short ones of every change.
 func soak() bool { return os.Getenv("CSI_S3_SOAK") != "" }
+
+// checkedWorkload skips the suites of the checked workload without CSI_S3_SOAK. They are not of every change yet: no run
+// with the figures of a soak has passed, and those of the short form have not been run.
+func checkedWorkload(t *testing.T) {
+	t.Helper()
+	if !soak() {
+		t.Skip("only with CSI_S3_SOAK")
+	}
+}
+
+// figure is a suite's figure: that of a variable in the environment, for who wants a short run, or n.
+func figure(variable string, n int) int {
+	if text := os.Getenv(variable); text != "" {
+		var err error
+		if n, err = strconv.Atoi(text); err != nil {
+			panic(variable + " is not a number")
+		}
+	}
+	return n
+}
 
 // ownMounts runs the calling test again, alone, in a mount namespace of its own, and reports whether this is that run.
 // The caller returns when it is not. needs are commands beside root and /dev/fuse.
@@ -59,6 +80,44 @@ func ownMounts(t *testing.T, needs ...string) bool {
 		t.Errorf("%s did not run", t.Name())
 	}
 	return false
+}
+
+// nothingLeft fails the test when it leaves a mount, a loop device or a process behind. It is called before all else.
+func nothingLeft(t *testing.T) {
+	t.Helper()
+	mounts := func() string {
+		text, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	base := t.TempDir() // beside all other directories of the test
+	begin := mounts()
+	t.Cleanup(func() {
+		if end := mounts(); end != begin {
+			t.Errorf("the mounts were\n%s\nand are now\n%s", begin, end)
+		}
+		backing, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+		if err != nil {
+			t.Error(err)
+		}
+		for _, name := range backing {
+			// A device that is gone by now has none.
+			if text, err := os.ReadFile(name); err == nil && bytes.HasPrefix(text, []byte(filepath.Dir(base))) {
+				t.Errorf("%s: %s is left", name, text)
+			}
+		}
+		tasks, err := filepath.Glob("/proc/self/task/*/children")
+		if err != nil {
+			t.Error(err)
+		}
+		for _, name := range tasks {
+			if text, err := os.ReadFile(name); err == nil && len(bytes.TrimSpace(text)) > 0 {
+				t.Errorf("processes are left: %s", text)
+			}
+		}
+	})
 }
 
 // buildDriver builds csi-s3 for the length of the test.
