@@ -14,7 +14,7 @@ import (
 
 const maxPart = 10_000
 
-// CreateUpload implements s3.Bucket. A key that XML cannot hold is ErrInvalid: the answer names it.
+// CreateUpload implements s3.Bucket. When no answer comes the upload may be open: only its caller can find it. A key that XML cannot hold is ErrInvalid: the answer names it.
 func (b *bucket) CreateUpload(ctx context.Context, key s3.Key, attr s3.Attributes) (s3.UploadID, error) {
 	const op = "create upload"
 	if err := attr.Validate(); err != nil {
@@ -24,7 +24,7 @@ func (b *bucket) CreateUpload(ctx context.Context, key s3.Key, attr s3.Attribute
 		return "", b.fail(op, key, s3.ErrInvalid, "the key has a character that an answer cannot hold")
 	}
 	var id s3.UploadID
-	err := b.do(ctx, call{op: op, key: key}, func(ctx context.Context, api *sdk.Client) error {
+	err := b.do(ctx, call{op: op, key: key, adds: true}, func(ctx context.Context, api *sdk.Client) error {
 		in := &sdk.CreateMultipartUploadInput{
 			Bucket: &b.name, Key: aws.String(string(key)), Metadata: attr.Meta, ContentType: optional(attr.ContentType),
 		}

@@ -24,6 +24,8 @@ type call struct {
 	key s3.Key
 	// long: the server works before it answers.
 	long bool
+	// adds: each attempt that is applied adds something, so one that may have been is not repeated here.
+	adds bool
 	// settle turns the error of an attempt into a better one, or into nil. Optional.
 	settle func(ctx context.Context, x *exchange, err *Error) *Error
 	// echo is the sentinel that a second attempt meets when the first was applied and its answer lost. Optional.
@@ -48,6 +50,9 @@ func (b *bucket) do(ctx context.Context, c call, attempt func(ctx context.Contex
 			return e
 		}
 		if !errors.Is(e.kind, s3.ErrUnavailable) && !errors.Is(e.kind, s3.ErrCorrupt) || n >= b.cfg.Attempts || ctx.Err() != nil {
+			return e
+		}
+		if c.adds && e.Status == 0 && !e.refused {
 			return e
 		}
 		ambiguous = ambiguous || !e.refused

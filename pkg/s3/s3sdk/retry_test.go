@@ -46,6 +46,22 @@ func TestTransientErrorsAreRetried(t *testing.T) {
 	}
 }
 
+// An upload whose creation was not answered may be open: a second one would leave it for ever. A refusal is repeated.
+func TestCreateUploadIsNotRepeatedBlindly(t *testing.T) {
+	for name, c := range map[string]struct {
+		fail func(w http.ResponseWriter)
+		want int
+	}{"hang up": {hang, 1}, "503": {func(w http.ResponseWriter) { fault(w, 503, "SlowDown") }, 4}} {
+		s := serve(t, func(w http.ResponseWriter, _ request, _ int) { c.fail(w) })
+		if _, err := open(t, config(s.URL)).CreateUpload(t.Context(), "k", s3.Attributes{}); !errors.Is(err, s3.ErrUnavailable) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if n := len(s.seen()); n != c.want {
+			t.Errorf("%s: %d requests, want %d", name, n, c.want)
+		}
+	}
+}
+
 func TestRetriesEnd(t *testing.T) {
 	for _, c := range []struct {
 		attempts, status, want int
