@@ -47,6 +47,7 @@
 // directory is the volume's own: it does not exist, and cannot be made (EPERM). Keys that POSIX cannot name (an empty
 // component, "." or "..", NUL, too long, invalid UTF-8) are hidden and counted. Where both "a" and "a/..." exist, the
 // directory is shown and the file hidden and counted. A hidden key does not keep rmdir from removing its directory.
+// A common prefix makes a directory only when a key is found below it: MinIO goes on to list those of removed keys.
 //
 // # Lock order
 //

@@ -112,8 +112,11 @@ func (fs *FS) ask(ctx context.Context, dir inode.Ino, name string, res namespace
 		return namespace.Node{}, namespace.ErrNotExist
 	}
 	r := namespace.Remote{IsDir: e.dir}
-	if !e.dir {
+	switch {
+	case !e.dir:
 		r.Info, r.Known = *e.file, e.known
+	case e.marker != nil:
+		r.Info, r.Known = *e.marker, true
 	}
 	return fs.tree.Learn(dir, name, res.Version, r)
 }

@@ -26,6 +26,7 @@ const (
 	defaultViews = 64 << 20 // bytes
 	costListing  = 256      // bytes of an empty listing
 	costName     = 192      // bytes of a name in it, beside the name's own
+	maxUnsure    = 16       // directories that are looked at before a listing that has no more of them is shown
 	maxSingles   = 4096     // names kept of a directory that was never listed as a whole
 )
 
@@ -56,9 +57,14 @@ type entry struct {
 	file  *s3.Info // nil: no object of that name
 	known bool     // file came from a HEAD: it has the metadata
 	dir   bool     // a marker or keys below it
+	// sure: one of these was found, or made by us. Else a listing showed a common prefix: MinIO goes on to show one for a
+	// while when no key is left below it, so that alone does not make a directory.
+	sure   bool
+	marker *s3.Info // of a directory, from a HEAD: without an ETag when it has none; nil: not asked for
 }
 
 func (e entry) absent() bool { return e.file == nil && !e.dir }
+func (e entry) unsure() bool { return e.dir && !e.sure }
 
 // single is an entry with the time when it was true.
 type single struct {
@@ -203,7 +209,7 @@ func (l *listing) apply(c change1) {
 		l.grown += int64(costName + len(c.name))
 	}
 	if c.isDir {
-		s.dir = c.info != nil
+		s.dir, s.sure, s.marker = c.info != nil, true, nil
 	} else {
 		s.file, s.known = c.info, false
 		if s.dir && c.info != nil {
@@ -293,7 +299,7 @@ const (
 	ask1               // only a look at this one name tells
 )
 
-// cached looks a name up in memory.
+// cached looks a name up in memory. With ask1, entry is what a listing says of it.
 func (r *Remote) cached(prefix s3.Key, name string) (entry, answer) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -306,6 +312,9 @@ func (r *Remote) cached(prefix s3.Key, name string) (entry, answer) {
 	case ok && s.doubt:
 		return entry{}, ask1
 	case ok && r.fresh(s.at), l.complete && r.fresh(l.at):
+		if s.unsure() {
+			return s.entry, ask1
+		}
 		return s.entry, yes
 	case l.large:
 		return entry{}, ask1
@@ -330,11 +339,14 @@ func (r *Remote) lookup(ctx context.Context, prefix s3.Key, name string, alone b
 		complete := fl.l.complete && fl.l.names != nil
 		s := fl.l.names[name]
 		r.mu.Unlock()
-		if complete && !s.doubt {
+		switch {
+		case complete && !s.doubt && !s.unsure():
 			return s.entry, nil
+		case complete && !s.doubt:
+			e = s.entry
 		}
 	}
-	return r.one(ctx, prefix, name)
+	return r.one(ctx, prefix, name, e)
 }
 
 // used tells the eviction policy that a listing is worth its memory.
@@ -344,38 +356,6 @@ func (r *Remote) used(prefix s3.Key) {
 	r.mu.Unlock()
 	if l != nil {
 		r.views.cache.Get(l.id)
-	}
-}
-
-// one asks for one name: a HEAD of the object and a LIST of one key of the directory.
-func (r *Remote) one(ctx context.Context, prefix s3.Key, name string) (entry, error) {
-	key := prefix + s3.Key(name)
-	for {
-		r.mu.Lock()
-		fl := r.depart(prefix, oneName)
-		r.mu.Unlock()
-		at := r.now()
-		e, err := r.probe(ctx, key)
-		r.mu.Lock()
-		stale := slices.ContainsFunc(fl.changes, func(c change1) bool { return c.name == name })
-		l := r.index[prefix]
-		if err == nil && !stale && l == nil {
-			r.mu.Unlock()
-			r.keep(&listing{remote: r, prefix: prefix, names: map[string]single{name: {entry: e, at: at}}}, fl)
-			return e, nil
-		}
-		r.land(prefix, fl)
-		if err == nil && !stale && !fl.void && l != nil {
-			r.enter(l, name, single{entry: e, at: at})
-		}
-		r.mu.Unlock()
-		switch {
-		case err != nil:
-			return entry{}, err
-		case stale:
-			continue // the answer may be from before our own change
-		}
-		return e, nil
 	}
 }
 
@@ -392,31 +372,6 @@ func (r *Remote) enter(l *listing, name string, s single) {
 	if l.complete && l.grown > l.cost+costName {
 		r.discard(l)
 	}
-}
-
-func (r *Remote) probe(ctx context.Context, key s3.Key) (e entry, err error) {
-	type dirAnswer struct {
-		dir bool
-		err error
-	}
-	answers := make(chan dirAnswer, 1)
-	// Ends with its request; probe waits for it.
-	go func() {
-		page, err := r.bucket.list(ctx, s3.ListInput{Prefix: key + "/", MaxKeys: 1})
-		answers <- dirAnswer{len(page.Objects)+len(page.Prefixes) > 0, err}
-	}()
-	info, err := r.bucket.head(ctx, key)
-	a := <-answers
-	switch {
-	case a.err != nil:
-		return entry{}, a.err
-	case err == nil:
-		e.file, e.known = &info, true
-	case !errors.Is(err, s3.ErrNotExist):
-		return entry{}, err
-	}
-	e.dir = a.dir
-	return e, nil
 }
 
 // note enters what a HEAD of a file said.
@@ -557,7 +512,8 @@ type named struct {
 	entry
 }
 
-// readDir returns all names below a prefix, from memory if they are fresh there.
+// readDir returns all names below a prefix, from memory if they are fresh there. Of many directories some may be shown
+// that only a look-up finds to be none.
 func (r *Remote) readDir(ctx context.Context, prefix s3.Key) ([]named, error) {
 	r.mu.Lock()
 	l := r.index[prefix]
@@ -565,14 +521,14 @@ func (r *Remote) readDir(ctx context.Context, prefix s3.Key) ([]named, error) {
 		names := l.all()
 		r.mu.Unlock()
 		r.used(prefix)
-		return names, nil
+		return r.confirmed(ctx, prefix, names), nil
 	}
 	r.mu.Unlock()
 	fl, err := r.list(ctx, prefix, allPages)
 	if err != nil {
 		return nil, err
 	}
-	return fl.names, nil
+	return r.confirmed(ctx, prefix, fl.names), nil
 }
 
 // all copies the names that exist. The caller holds mu.
@@ -584,39 +540,6 @@ func (l *listing) all() []named {
 		}
 	}
 	return out
-}
-
-// any says whether a name below a prefix counts. It believes its memory only where that holds for ever. count must not
-// call the tree.
-func (r *Remote) any(ctx context.Context, prefix s3.Key, count func(name string) bool) (bool, error) {
-	r.mu.Lock()
-	if l := r.index[prefix]; l != nil && l.complete && r.forever() {
-		defer r.mu.Unlock()
-		for name, s := range l.names {
-			if !s.absent() && count(name) {
-				return true, nil
-			}
-		}
-		return false, nil
-	}
-	r.mu.Unlock()
-	in := s3.ListInput{Prefix: prefix, Delimiter: "/"}
-	for {
-		page, err := r.bucket.list(ctx, in)
-		if err != nil {
-			return false, err
-		}
-		l := &listing{prefix: prefix, names: map[string]single{}}
-		l.add(page)
-		for name := range l.names {
-			if count(name) {
-				return true, nil
-			}
-		}
-		if in.Token = page.Token; in.Token == "" {
-			return false, nil
-		}
-	}
 }
 
 func (r *Remote) hiddenKeys() (n int64) {

@@ -128,7 +128,7 @@ func TestChangesDuringARequest(t *testing.T) {
 func TestMoveDuringARequest(t *testing.T) {
 	for _, info := range []*s3.Info{nil, {Key: "d/"}} {
 		b, r := newView(t, 0, 0)
-		b.put(t, "d/a", "d/sub/b")
+		b.put(t, "d/a", "d/sub/", "d/sub/b")
 		names(t, r, "d/sub/")
 		b.answered = func(string) {
 			b.answered = nil

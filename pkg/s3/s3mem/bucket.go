@@ -31,6 +31,8 @@ type Bucket struct {
 	// NoCopyCondition makes Copy return ErrNotSupported for a condition on the destination, as on servers that
 	// ignore it (MinIO, VersityGW, Ceph before 20).
 	NoCopyCondition bool
+	// EmptyPrefixes makes List go on to show the common prefixes of keys that were removed, as MinIO does for a while.
+	EmptyPrefixes bool
 	// Now is the server's clock, nil means time.Now.
 	Now func() time.Time
 
@@ -39,6 +41,7 @@ type Bucket struct {
 	mu      sync.Mutex
 	absent  bool                        // guarded by mu: the bucket does not exist
 	keys    []s3.Key                    // guarded by mu: keys of objects in byte order
+	removed []s3.Key                    // guarded by mu: what EmptyPrefixes shows the prefixes of
 	objects map[s3.Key]*object          // guarded by mu
 	uploads map[s3.UploadID]*openUpload // guarded by mu
 	nextID  int                         // guarded by mu
@@ -127,6 +130,9 @@ func (b *Bucket) removeLocked(key s3.Key) {
 		return
 	}
 	delete(b.objects, key)
+	if b.EmptyPrefixes {
+		b.removed = append(b.removed, key)
+	}
 	i, _ := slices.BinarySearch(b.keys, key)
 	b.keys = slices.Delete(b.keys, i, i+1)
 }

@@ -38,9 +38,14 @@ func (b *Bucket) List(ctx context.Context, in s3.ListInput) (s3.Page, error) {
 	}
 	var page s3.Page
 	last := ""
-	i, _ := slices.BinarySearch(b.keys, max(in.Prefix, after))
-	for ; i < len(b.keys) && strings.HasPrefix(string(b.keys[i]), string(in.Prefix)); i++ {
-		key := b.keys[i]
+	keys := b.keys
+	if in.Delimiter != "" && len(b.removed) > 0 {
+		keys = slices.Concat(keys, b.removed)
+		slices.Sort(keys)
+	}
+	i, _ := slices.BinarySearch(keys, max(in.Prefix, after))
+	for ; i < len(keys) && strings.HasPrefix(string(keys[i]), string(in.Prefix)); i++ {
+		key := keys[i]
 		if key <= after || skip != "" && strings.HasPrefix(string(key), string(skip)) {
 			continue
 		}
@@ -56,6 +61,9 @@ func (b *Bucket) List(ctx context.Context, in s3.ListInput) (s3.Page, error) {
 				last = "p" + string(skip)
 				continue
 			}
+		}
+		if b.objects[key] == nil || last == "k"+string(key) {
+			continue // it was removed, and here twice if it was made again
 		}
 		info := b.objects[key].info
 		info.Meta, info.ContentType = nil, ""

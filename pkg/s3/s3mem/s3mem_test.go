@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -84,6 +85,29 @@ func (r slowReader) ReadAt(p []byte, _ int64) (int, error) {
 	close(r.started)
 	<-r.release
 	return len(p), nil
+}
+
+func TestEmptyPrefixes(t *testing.T) {
+	b := s3mem.New("b")
+	b.EmptyPrefixes = true
+	for _, key := range []s3.Key{"d/x/f", "d/y/f", "d/z"} {
+		if _, err := b.Put(t.Context(), key, body("x"), s3.Attributes{}, s3.Condition{}); err != nil {
+			t.Fatal(err)
+		}
+		if key != "d/y/f" {
+			if err := b.Delete(t.Context(), key); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	page, err := b.List(t.Context(), s3.ListInput{Prefix: "d/", Delimiter: "/"})
+	if err != nil || len(page.Objects) > 0 || !slices.Equal(page.Prefixes, []s3.Key{"d/x/", "d/y/"}) {
+		t.Errorf("%+v, %v", page, err)
+	}
+	page, err = b.List(t.Context(), s3.ListInput{Prefix: "d/"})
+	if err != nil || len(page.Objects) != 1 {
+		t.Errorf("%+v, %v", page, err)
+	}
 }
 
 func TestBodyIsReadOutsideTheLock(t *testing.T) {
