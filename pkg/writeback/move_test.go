@@ -192,6 +192,43 @@ func TestMoveLargeObject(t *testing.T) {
 	r.noUploads()
 }
 
+// An object that others replace or remove while its parts are copied is moved as it is then; the directory stays.
+func TestMoveLargeObjectUnderOthers(t *testing.T) {
+	for _, removed := range []bool{false, true} {
+		r := newRig(t, small)
+		rest := r.fill("dir/", 5)
+		large := noise(300 << 10)
+		r.put("dir/large", noise(400<<10))
+		r.learnDir("dir")
+		var once sync.Once
+		r.faulty(func(op s3fault.Op) s3fault.Action {
+			if op.Name == "CopyPart" {
+				once.Do(func() {
+					if removed {
+						r.ok(r.bucket.Delete(t.Context(), "dir/large"))
+					} else {
+						r.put("dir/large", large)
+					}
+				})
+			}
+			return s3fault.Action{}
+		})
+		r.ok(r.tree.Rename(namespace.Op{}, inode.Root, "dir", inode.Root, "there", 0))
+		r.flush()
+		for _, k := range rest {
+			r.holds("there/"+k, []byte(k))
+		}
+		if !removed {
+			r.holds("there/large", large)
+		}
+		r.wantBelow("dir/", nil)
+		if res, err := r.tree.Resolve(inode.Root, "there"); err != nil || !res.Found {
+			t.Errorf("removed %v: the directory is gone: %+v, %v", removed, res, err)
+		}
+		r.noUploads()
+	}
+}
+
 // A removed directory takes its marker and the keys that have no name with it, and no other.
 func TestRemoveDirectory(t *testing.T) {
 	r := newRig(t, small)

@@ -15,6 +15,8 @@ func (e *Executor) recheck(k *namespace.Task, cause *error) (gone bool, found *s
 	var lost *sourceError
 	var taken *takenError
 	switch {
+	case k.SrcPrefix != "":
+		return false, nil // of a directory: one object less in it, or another, is no reason to end it
 	case errors.As(*cause, &lost) && k.Source.Key == "":
 		return true, nil
 	case errors.As(*cause, &lost):
