@@ -25,7 +25,7 @@ const (
 
 	metaTimes   = "csi-s3-times"    // 8 bytes mtime, 8 bytes ctime: big-endian nanoseconds since the epoch
 	metaXattrs  = "csi-s3-xattrs"   // pairs of length-prefixed name and value
-	MetaWriteID = "csi-s3-write-id" // WRITER-INO-SEQ, plain ASCII
+	MetaWriteID = "csi-s3-write-id" // WRITER-INO-SEQ or, of copies, WRITER-0-ETAG; plain ASCII
 )
 
 // maxMeta is what S3 allows for the user metadata of an object: bytes of all keys and values. Some servers (MinIO) count

@@ -3,6 +3,7 @@ package namespace
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -272,6 +273,22 @@ func (t *Tree) Ours(k *Task, info s3.Info) bool {
 	}
 	o := m.objAt(k.Key)
 	return o.unsure && o.etag != "" && o.etag == info.ETag
+}
+
+// Marked are the attributes for a copy of an object that Ours shall know by its write-id: those of the object, with one
+// added where it has none of ours and there is room.
+func (t *Tree) Marked(src s3.Info) *s3.Attributes {
+	attr := &s3.Attributes{Meta: src.Meta, ContentType: src.ContentType}
+	if strings.HasPrefix(src.Meta[MetaWriteID], t.opt.WriterID+"-") {
+		return attr
+	}
+	marked := s3.Attributes{Meta: map[string]string{}, ContentType: src.ContentType}
+	maps.Copy(marked.Meta, src.Meta)
+	marked.Meta[MetaWriteID] = t.opt.WriterID + "-0-" + string(src.ETag) // of no inode
+	if marked.Validate() != nil {
+		return attr
+	}
+	return &marked
 }
 
 // Same says that an object is the very one that the task writes: its request was applied although its answer was lost.

@@ -178,26 +178,28 @@ func (e *Executor) bring(ctx context.Context, k *namespace.Task, o s3.Info, ther
 // duplicate copies an object with its attributes. A condition that an unacknowledged attempt of its own breaks is an
 // error like any other: the next attempt of the task finds the copy.
 func (e *Executor) duplicate(ctx context.Context, o s3.Info, dst s3.Key, cond s3.Condition) (s3.Info, error) {
+	var attr *s3.Attributes
+	// The copy of an object that was made of parts, and one that is made of parts, has another ETag than its source. It
+	// is known as ours by a write-id, also when it is found before this request has returned, or after a crash.
+	if strings.Contains(string(o.ETag), "-") || o.Size > e.opt.MaxCopy {
+		src, err := persist(ctx, func() (s3.Info, error) { return e.bucket.Head(ctx, o.Key) })
+		if err != nil {
+			return s3.Info{}, err
+		}
+		attr = e.tree.Marked(src)
+	}
 	if o.Size > e.opt.MaxCopy {
-		return e.duplicateLarge(ctx, o, dst, cond)
+		k := &namespace.Task{
+			Key: dst, Cond: cond, Attr: *attr,
+			Source: namespace.Source{Key: o.Key, ETag: o.ETag, Size: o.Size},
+		}
+		return e.multipart(ctx, k, nil, o.Size, ranges(k.Source, min(copyStep, e.opt.MaxCopy)))
 	}
 	return persist(ctx, func() (s3.Info, error) {
-		info, err := e.copyObject(ctx, o.Key, o.ETag, dst, nil, cond)
+		info, err := e.copyObject(ctx, o.Key, o.ETag, dst, attr, cond)
 		info.Size = o.Size
 		return info, err
 	})
-}
-
-func (e *Executor) duplicateLarge(ctx context.Context, o s3.Info, dst s3.Key, cond s3.Condition) (s3.Info, error) {
-	src, err := e.bucket.Head(ctx, o.Key)
-	if err != nil {
-		return s3.Info{}, err
-	}
-	k := &namespace.Task{
-		Key: dst, Cond: cond, Attr: s3.Attributes{Meta: src.Meta, ContentType: src.ContentType},
-		Source: namespace.Source{Key: o.Key, ETag: o.ETag, Size: o.Size},
-	}
-	return e.multipart(ctx, k, nil, o.Size, ranges(k.Source, min(copyStep, e.opt.MaxCopy)))
 }
 
 // verify looks at the copies once more, all of them by a listing.

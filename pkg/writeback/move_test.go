@@ -1,6 +1,7 @@
 package writeback_test
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -190,6 +191,89 @@ func TestMoveLargeObject(t *testing.T) {
 		t.Errorf("%q", keys)
 	}
 	r.noUploads()
+}
+
+// putParts stores an object as another client does that sends it in parts.
+func (r *rig) putParts(key string, body []byte) {
+	r.t.Helper()
+	ctx := r.t.Context()
+	id, err := r.bucket.CreateUpload(ctx, s3.Key(key), s3.Attributes{})
+	r.ok(err)
+	var parts []s3.Part
+	for p := range slices.Chunk(body, 32<<10) {
+		part, err := r.bucket.UploadPart(ctx, s3.Key(key), id, len(parts)+1, s3.Body{R: bytes.NewReader(p), Size: int64(len(p))})
+		r.ok(err)
+		parts = append(parts, part)
+	}
+	_, err = r.bucket.CompleteUpload(ctx, s3.Key(key), id, parts, s3.Condition{})
+	r.ok(err)
+}
+
+// learnIn enters a file that the bucket has in a directory.
+func (r *rig) learnIn(dir inode.Ino, name string) inode.Ino {
+	r.t.Helper()
+	res, err := r.tree.Resolve(dir, name)
+	r.ok(err)
+	info, err := r.bucket.Head(r.t.Context(), res.Key)
+	r.ok(err)
+	n, err := r.tree.Learn(dir, name, res.Version, namespace.Remote{Info: info, Known: true})
+	r.ok(err)
+	return n.Attr.Ino
+}
+
+// A file that leaves a directory, or changes in it, while the directory moves knows the copy that the move has made of it,
+// whatever that copy's ETag is: it has no conflict with itself, and leaves nothing behind.
+func TestMoveKnowsItsCopies(t *testing.T) {
+	for _, parts := range []bool{false, true} { // of the source; the copy of a large one is always made of parts
+		for _, large := range []bool{false, true} {
+			for _, leaves := range []bool{false, true} {
+				t.Run(fmt.Sprint(parts, large, leaves), func(t *testing.T) {
+					t.Parallel()
+					r := newRig(t, small)
+					body := noise(100 << 10)
+					if large {
+						body = noise(300 << 10)
+					}
+					if parts {
+						r.putParts("dir/file", body)
+					} else {
+						r.put("dir/file", body)
+					}
+					r.put("dir/other", []byte("x"))
+					dir := r.learnDir("dir")
+					file := r.learnIn(dir, "file")
+					made := make(chan struct{})
+					var once sync.Once
+					r.faulty(func(op s3fault.Op) s3fault.Action {
+						if op.Name == "List" && op.Key == "there/" && len(r.keys()) >= 4 {
+							once.Do(func() { close(made) })
+							return s3fault.FailBefore(nil) // so nobody hears that the copies are there
+						}
+						return s3fault.Action{}
+					})
+					r.ok(r.tree.Rename(namespace.Op{}, inode.Root, "dir", inode.Root, "there", 0))
+					r.tree.Urge()
+					<-made
+					if leaves {
+						r.ok(r.tree.Rename(namespace.Op{}, dir, "file", inode.Root, "away", 0))
+					} else {
+						r.write(file, 7, []byte("changed"))
+						copy(body[7:], "changed")
+					}
+					r.kill()
+					r.faulty(nil)
+					r.flush()
+					if leaves {
+						r.wantKeys("away", "there/", "there/other")
+						r.holds("away", body)
+					} else {
+						r.wantKeys("there/file", "there/other")
+						r.holds("there/file", body)
+					}
+				})
+			}
+		}
+	}
 }
 
 // An object that others replace or remove while its parts are copied is moved as it is then; the directory stays.
