@@ -483,3 +483,38 @@ func (r *rig) locate(ino inode.Ino) fetch.Locate {
 		return fetch.Source{Key: src.Key, ETag: src.ETag, Size: src.Size}, math.MaxInt64, err
 	}
 }
+
+// A file that ends while nobody knows that it took the key of another leaves nothing behind.
+func TestUnlinkAfterALostAnswer(t *testing.T) {
+	r := newRig(t, small)
+	body := noise(1000)
+	first := r.create("a")
+	r.write(first, 0, body)
+	r.flush()
+	r.ok(r.tree.Rename(namespace.Op{}, inode.Root, "a", inode.Root, "b", 0))
+	second := r.create("a")
+	r.write(second, 0, noise(2000))
+	lost := make(chan struct{})
+	var once sync.Once
+	r.faulty(func(op s3fault.Op) s3fault.Action {
+		switch {
+		case op.Name == "Put" && op.Key == "a":
+			return s3fault.FailAfter(nil)
+		case op.Name == "Head" && op.Key == "a":
+			once.Do(func() { close(lost) })
+			return s3fault.FailBefore(nil)
+		case op.Name == "Copy" && op.Key == "c", op.Name == "Delete":
+			return s3fault.FailBefore(nil)
+		}
+		return s3fault.Action{}
+	})
+	r.tree.Urge()
+	<-lost
+	r.ok(r.tree.Rename(namespace.Op{}, inode.Root, "b", inode.Root, "c", 0))
+	r.ok(r.tree.Unlink(namespace.Op{}, inode.Root, "a"))
+	r.faulty(nil)
+	r.flush()
+	r.wantKeys("c")
+	r.holds("c", body)
+	r.settled()
+}
