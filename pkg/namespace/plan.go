@@ -70,7 +70,8 @@ func (t *Tree) Next(now time.Time) (*Task, time.Time) {
 func (t *Tree) Wake() <-chan struct{} { return t.wake }
 
 // start hands a task out. One that makes an object where there is none is journaled first: if its outcome is lost, the
-// object is looked for when the node loses that name.
+// object is looked for when the node loses that name. So is one that removes an object of a node that lives on: if its
+// outcome is lost, the object is not relied on when the node comes back to that name.
 func (t *tree) start(n *node, k *Task) error {
 	n.running, n.prepared = k, false
 	k.Ino, k.n, k.Attempts, k.LastErr = n.attr.Ino, n, n.attempts, n.lastErr
@@ -86,6 +87,9 @@ func (t *tree) start(n *node, k *Task) error {
 	case (k.Verb == Put || k.Verb == Copy || k.Verb == Spill) && t.owner[k.Key] == nil:
 		n.objs = append(n.objs, object{key: k.Key, unsure: true, spill: k.Number})
 		t.claim(k.Key, n)
+	case k.Verb == Delete && !k.Unsure && len(n.links)+n.opens > 0:
+		o := n.objAt(k.Key)
+		*o = object{key: o.key, etag: o.etag, size: o.size, unsure: true}
 	default:
 		return nil
 	}

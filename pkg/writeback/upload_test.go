@@ -518,3 +518,39 @@ func TestUnlinkAfterALostAnswer(t *testing.T) {
 	r.holds("c", body)
 	r.settled()
 }
+
+// A file that comes back to a name whose object was removed, although nobody heard of it, is made there again before its
+// other object goes; so is the marker of a directory.
+func TestBackToARemovedName(t *testing.T) {
+	for _, killed := range []bool{false, true} {
+		r := newRig(t, small)
+		body := noise(1000)
+		r.put("a", body)
+		r.put("dir/", nil)
+		r.learn("a")
+		r.learnDir("dir")
+		lost := make(chan struct{}, 100)
+		r.faulty(func(op s3fault.Op) s3fault.Action {
+			if op.Name == "Delete" && (op.Key == "a" || op.Key == "dir/") {
+				lost <- struct{}{}
+				return s3fault.FailAfter(nil)
+			}
+			return s3fault.Action{}
+		})
+		r.ok(r.tree.Rename(namespace.Op{}, inode.Root, "a", inode.Root, "b", 0))
+		r.ok(r.tree.Rename(namespace.Op{}, inode.Root, "dir", inode.Root, "there", 0))
+		r.tree.Urge()
+		<-lost
+		<-lost
+		if killed {
+			r.kill()
+		}
+		r.faulty(nil)
+		r.ok(r.tree.Rename(namespace.Op{}, inode.Root, "b", inode.Root, "a", 0))
+		r.ok(r.tree.Rename(namespace.Op{}, inode.Root, "there", inode.Root, "dir", 0))
+		r.flush()
+		r.wantKeys("a", "dir/")
+		r.holds("a", body)
+		r.settled()
+	}
+}
