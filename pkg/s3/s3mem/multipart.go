@@ -162,7 +162,12 @@ func (b *Bucket) CompleteUpload(ctx context.Context, key s3.Key, id s3.UploadID,
 	if len(parts) == 0 {
 		return s3.Info{}, b.failf(op, key, s3.ErrInvalid, "no parts")
 	}
-	var data, sums []byte
+	var size int64
+	for _, p := range parts {
+		size += u.parts[p.Number].Size
+	}
+	data := make([]byte, 0, size)
+	var sums []byte
 	for i, p := range parts {
 		if i > 0 && p.Number <= parts[i-1].Number {
 			return s3.Info{}, b.failf(op, key, s3.ErrInvalid, "part %d after part %d", p.Number, parts[i-1].Number)
@@ -175,8 +180,11 @@ func (b *Bucket) CompleteUpload(ctx context.Context, key s3.Key, id s3.UploadID,
 			return s3.Info{}, b.failf(op, key, s3.ErrInvalid, "part %d has %d bytes, the least is %d", p.Number, stored.Size, least)
 		}
 		data = append(data, stored.data...)
-		sum := md5.Sum(stored.data)
-		sums = append(sums, sum[:]...)
+		sum, err := hex.DecodeString(string(stored.ETag)) // see md5Tag
+		if err != nil {
+			return s3.Info{}, b.failf(op, key, s3.ErrCorrupt, "part %d: %v", p.Number, err)
+		}
+		sums = append(sums, sum...)
 	}
 	if err := b.conditionLocked(op, key, cond); err != nil {
 		return s3.Info{}, err
