@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 
-	"github.com/csi-s3/csi-s3/pkg/extent"
 	"github.com/csi-s3/csi-s3/pkg/journal"
 )
 
@@ -51,7 +50,7 @@ func (s *Store) Recover(j *journal.Journal, powerCut bool) (Recovery, error) {
 		if powerCut {
 			m = m.afterPowerCut()
 		}
-		if m == nil || physicalEnd(m.dirty) > sizes[id] {
+		if m == nil || m.dirty.Last().End > sizes[id] {
 			if err := s.quarantine(id); err != nil {
 				return Recovery{}, err
 			}
@@ -80,13 +79,6 @@ func (m *image) afterPowerCut() *image {
 		return nil
 	}
 	return &image{point: *m.durable, durable: m.durable.clone()}
-}
-
-func physicalEnd(s extent.Set) int64 {
-	if r := s.Ranges(); len(r) > 0 {
-		return r[len(r)-1].End
-	}
-	return 0
 }
 
 // scan removes side files and the data files that nobody needs, and returns the sizes of the others.

@@ -120,6 +120,23 @@ func (s *Snapshot) Whole(off, end int64) (number uint64, ok bool) {
 	return number, to >= end && (number != 0 || end <= s.base)
 }
 
+// Tail is the range at the end of the file that is dirty from end to end.
+func (f *File) Tail() extent.Range {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return tail(&f.dirty, f.size)
+}
+
+// Tail is File.Tail of the snapshot.
+func (s *Snapshot) Tail() extent.Range { return tail(&s.dirty, s.size) }
+
+func tail(dirty *extent.Set, size int64) extent.Range {
+	if r := dirty.Last(); r.End == size {
+		return r
+	}
+	return extent.Range{}
+}
+
 // Longest is the longest range of the snapshot that is dirty from end to end.
 func (s *Snapshot) Longest() extent.Range {
 	var best extent.Range

@@ -129,6 +129,14 @@ func (s *Set) Intersect(off, end int64) []Range {
 // Ranges returns a copy of all ranges, ascending.
 func (s *Set) Ranges() []Range { return slices.Clone(s.r) }
 
+// Last is the last range, empty when there is none.
+func (s *Set) Last() Range {
+	if len(s.r) == 0 {
+		return Range{}
+	}
+	return s.r[len(s.r)-1]
+}
+
 // Len is the number of bytes in the set.
 func (s *Set) Len() int64 { return s.len }
 

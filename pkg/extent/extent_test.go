@@ -92,6 +92,13 @@ func check(t *testing.T, seed uint64, step int, s *extent.Set, m *model, a, b in
 	for gap < span && m[gap] {
 		gap++
 	}
+	var last extent.Range
+	if all := s.Ranges(); len(all) > 0 {
+		last = all[len(all)-1]
+	}
+	if s.Last() != last {
+		t.Fatalf("seed %d step %d: last %v, want %v", seed, step, s.Last(), last)
+	}
 	if s.NextGap(a) != gap {
 		t.Fatalf("seed %d step %d: nextgap(%d) = %d, want %d", seed, step, a, s.NextGap(a), gap)
 	}

@@ -252,10 +252,29 @@ func (t *Tree) Fail(k *Task, err error, retry time.Time) {
 	n := k.n
 	t.finishTask(k)
 	n.attempts++
+	if n.early {
+		n.spilling = false
+	}
 	n.lastErr, n.retry = err, retry
 	t.lastErr = err
 	t.schedule(n, t.dueAt(n))
 	t.unblock()
+}
+
+// Drop ends a task whose object nobody needs any more, see Needed.
+func (t *Tree) Drop(k *Task) {
+	t.mu.Lock()
+	defer t.unlock()
+	t.finishTask(k)
+	t.schedule(k.n, t.dueAt(k.n))
+	t.unblock()
+}
+
+// Needed says that what a running Put or Spill makes is still asked for: the file was not removed meanwhile.
+func (t *Tree) Needed(k *Task) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(k.n.links) > 0 || k.Verb == Spill && k.n.opens > 0
 }
 
 // Ours says that the object which a task found at its key was written by this cache directory (by its write-id, or

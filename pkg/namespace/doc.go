@@ -12,8 +12,9 @@
 //
 // There is no list of operations. For each tracked node the plan compares the objects that the bucket holds of it (objs)
 // with the keys that its names ask for, and finds one step at a time: Put, Copy, Delete, for directories Move and Purge,
-// and, when the cache is full, Spill: a part of an open file goes to an object of its own. Two generation counters, of the bytes and of the attributes, say whether an object is current. A step waits for
-// others by keys alone; who waits is looked at again when a step that frees keys is done.
+// and, when the cache is full or a file grows, Spill: a part of an open file goes to an object of its own. Two generation
+// counters, of the bytes and of the attributes, say whether an object is current. A step waits for others by keys alone;
+// who waits is looked at again when a step that frees keys is done.
 //
 // # What is guaranteed
 //

@@ -76,6 +76,7 @@ type node struct {
 	nextFirst   time.Time
 	urgent      bool
 	spilling    bool // a part of its bytes shall go to an object of its own, to make room
+	early       bool // ... because it grows: there is room
 	whole       bool // that was not possible
 	save        bool // its remote bytes stand where another node must write: move them out of the way
 	running     *Task

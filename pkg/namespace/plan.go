@@ -143,9 +143,10 @@ func (t *tree) plan(n *node) (*Task, verdict) {
 	if n.isDir() {
 		return t.planDir(n)
 	}
-	if n.spilling = n.spilling && n.opens > 0 && n.contGen > n.baseGen(); n.spilling {
-		return t.planSpill(n), inSync
+	if spill, early := n.spills(); spill {
+		return t.planSpill(n, early), inSync
 	}
+	n.spilling = false
 	if len(n.links) == 0 {
 		if n.opens > 0 {
 			if n.save {

@@ -39,6 +39,7 @@ type Task struct {
 	Unsure               bool          // Delete
 	Number               uint64        // Spill: of the part
 	At                   int64         // Spill: where in the file the part begins, to be set before Commit
+	Early                bool          // Spill: of the end of a file that grows, although there is room
 	Body                 []byte        // Put without Content: symlink target, or nothing
 	Source               Source        // Copy: from where. Put: the object behind missing ranges; Key "" when there is none. Delete: what to remove
 	SrcPrefix, DstPrefix s3.Key

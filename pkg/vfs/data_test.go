@@ -14,6 +14,7 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/cache"
 	"github.com/csi-s3/csi-s3/pkg/disk/diskmem"
 	"github.com/csi-s3/csi-s3/pkg/inode"
+	"github.com/csi-s3/csi-s3/pkg/s3"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3fault"
 	"github.com/csi-s3/csi-s3/pkg/vfs"
 )
@@ -380,4 +381,39 @@ func TestCacheIsFull(t *testing.T) {
 	v.faulty(nil)
 	v.flush()
 	v.write("more", "x")
+}
+
+// A large file is on its way to the bucket before it is closed; under its name nobody sees it before.
+func TestLargeFileStreams(t *testing.T) {
+	sent := make(chan s3.Key, 1)
+	v := newVolume(t, config{part: 16 << 10})
+	v.faulty(func(op s3fault.Op) s3fault.Action {
+		if op.Name == "Put" {
+			select {
+			case sent <- op.Key:
+			default:
+			}
+		}
+		return s3fault.Action{}
+	})
+	v.write("large", "")
+	v.flush()
+	<-sent
+	ino, h := v.open("large", syscall.O_WRONLY)
+	content := strings.Repeat("0123456789abcdef", 200<<10/16)
+	const step = 10 << 10
+	for off := 0; off < len(content); off += step {
+		v.writeAt(ino, h, content[off:off+step], int64(off))
+	}
+	select {
+	case key := <-sent:
+		if key == "large" {
+			t.Error("the file itself was sent while it is written")
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("nothing is sent before the file is closed")
+	}
+	v.Release(ino, h)
+	v.flush()
+	v.wantObjects("large", content)
 }

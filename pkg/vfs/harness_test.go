@@ -49,6 +49,7 @@ type config struct {
 	writer    string
 	overwrite bool
 	patience  time.Duration
+	part      int64 // size of the parts of an upload, 0 is the default
 }
 
 // volume is a file system with all that is below it, on a bucket and a disk in memory, as package volume makes it.
@@ -175,7 +176,7 @@ func (v *volume) start() {
 	})
 	v.fetcher = fetch.New(v.faults, fetch.Options{})
 	v.executor = writeback.New(v.tree, v.store, v.fetcher, v.faults, writeback.Options{
-		Conflict: func(ino inode.Ino, kept string) { v.FS.Conflict(ino, kept) }, Patience: v.cfg.patience,
+		Conflict: func(ino inode.Ino, kept string) { v.FS.Conflict(ino, kept) }, Patience: v.cfg.patience, Part: v.cfg.part,
 	})
 	v.FS = vfs.New(vfs.Options{
 		Tree: v.tree, Store: v.store, Fetcher: v.fetcher, Executor: v.executor, Remote: v.remote, Policy: v.cfg.policy,

@@ -78,6 +78,9 @@ func (fs *FS) change(ctx context.Context, ino inode.Ino, size func(now int64) in
 	if werr := fs.tree.Written(ino, after, now); werr != nil && err == nil {
 		return werr
 	}
+	if after > before {
+		fs.executor.Grew(ino, before, after)
+	}
 	return err
 }
 

@@ -24,6 +24,9 @@ const sweepEvery = 5 * time.Second
 // errChanged: an upload whose parts are all on the server, and that may have been completed, is of an older content.
 var errChanged = errors.New("the file changed since its upload was begun")
 
+// errUnneeded: the file was removed while its object was made.
+var errUnneeded = errors.New("the file was removed")
+
 // multipart makes the object of parts. c may be nil when all are copied. What a failed attempt has sent is kept, and the
 // next one goes on with it, also after a restart.
 func (e *Executor) multipart(ctx context.Context, k *namespace.Task, c *content, size int64, parts []part) (s3.Info, error) {
@@ -198,6 +201,11 @@ func (e *Executor) sendParts(ctx context.Context, k *namespace.Task, c *content,
 	var wg sync.WaitGroup
 	for i, p := range parts {
 		if e.parts.acquire(ctx) != nil {
+			break
+		}
+		if c != nil && !e.tree.Needed(k) {
+			e.parts.release()
+			cancel(errUnneeded)
 			break
 		}
 		wg.Add(1)

@@ -47,6 +47,16 @@ func layout(size, base int64) ([]part, error) {
 	return parts, nil
 }
 
+// partAt is the size of the part that has the byte at pos.
+func partAt(pos, base int64) int64 {
+	for _, s := range schedule {
+		if pos -= int64(s.parts) * base * s.scale; pos < 0 {
+			return base * s.scale
+		}
+	}
+	return base * schedule[len(schedule)-1].scale
+}
+
 // plan cuts a file into parts, and says which of them the server can copy: those that source knows an object for.
 func (e *Executor) plan(size int64, source func(off, end int64) fetch.Source) ([]part, error) {
 	parts, err := layout(size, e.opt.Part)

@@ -113,7 +113,7 @@ func (a *author) step() {
 	}
 	name := a.pick()
 	body := a.bodies[name]
-	switch a.random.IntN(8) {
+	switch a.random.IntN(9) {
 	case 0, 1:
 		a.overwrite(name, a.random.IntN(len(body)+100), 1+a.random.IntN(500))
 	case 2:
@@ -154,6 +154,19 @@ func (a *author) step() {
 		a.tree.Relieve(func(of inode.Ino) bool { return of == ino })
 		time.Sleep(time.Duration(a.random.IntN(10)) * time.Millisecond)
 		a.overwrite(name, a.random.IntN(len(body)+1), 1+a.random.IntN(10<<10))
+		a.tree.Released(ino)
+	case 8:
+		ino := a.inode(name)
+		a.ok(a.tree.Opened(ino))
+		for range 2 + a.random.IntN(4) {
+			more := a.noise(20<<10 + a.random.IntN(150<<10))
+			body = append(a.bodies[name][:len(a.bodies[name]):len(a.bodies[name])], more...)
+			a.grow(ino, body, len(body)-len(more), len(body))
+			a.bodies[name] = body
+			if a.random.IntN(2) == 0 {
+				a.overwrite(name, a.random.IntN(len(body)), 1+a.random.IntN(20<<10))
+			}
+		}
 		a.tree.Released(ino)
 	}
 }

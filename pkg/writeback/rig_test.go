@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/csi-s3/csi-s3/pkg/cache"
+	"github.com/csi-s3/csi-s3/pkg/disk"
 	"github.com/csi-s3/csi-s3/pkg/disk/diskmem"
 	"github.com/csi-s3/csi-s3/pkg/fetch"
 	"github.com/csi-s3/csi-s3/pkg/inode"
@@ -30,7 +31,7 @@ var small = writeback.Options{SinglePut: 64 << 10, Part: 16 << 10, MaxCopy: 128 
 
 // rig is an Executor with the tree and the cache that it serves, on a bucket and a disk in memory.
 type rig struct {
-	t      *testing.T
+	t      testing.TB
 	opt    writeback.Options
 	cache  cache.Options
 	names  namespace.Options
@@ -39,6 +40,7 @@ type rig struct {
 	faults *s3fault.Bucket
 	script atomic.Pointer[func(s3fault.Op) s3fault.Action]
 	disk   *diskmem.FS
+	dir    string       // of the cache when it is not on disk
 	over   *atomic.Bool // the process is dead: no request begins any more
 
 	journal *journal.Journal
@@ -77,7 +79,14 @@ func (r *rig) start() {
 		}
 		return s3fault.Action{}
 	}
-	r.store = cache.New(r.disk, r.cache)
+	var fsys disk.FS = r.disk
+	if r.dir != "" {
+		dir, err := disk.OpenOS(r.dir)
+		r.ok(err)
+		r.t.Cleanup(func() { r.ok(dir.Close()) })
+		fsys = dir
+	}
+	r.store = cache.New(fsys, r.cache)
 	names := r.names
 	store := r.store
 	names.Gone = func(ino inode.Ino) {
@@ -90,7 +99,7 @@ func (r *rig) start() {
 	r.opt.Log = slog.New(slog.DiscardHandler)
 	r.exec = writeback.New(r.tree, r.store, r.fetcher, r.faults, r.opt)
 	var err error
-	r.journal, err = journal.Open(r.disk, "journal", journal.Options{}, func(frame []journal.Record) error {
+	r.journal, err = journal.Open(fsys, "journal", journal.Options{}, func(frame []journal.Record) error {
 		for _, rec := range frame {
 			replay := r.tree.Replay
 			switch rec.Kind.Owner() {

@@ -254,6 +254,9 @@ func (e *Executor) refuse(k *namespace.Task, err error) error {
 	switch {
 	case errors.As(err, &ended):
 		return err
+	case errors.Is(err, errUnneeded):
+		e.tree.Drop(k)
+		return nil
 	case errors.As(err, &taken) && taken.ours:
 		e.tree.Adopt(k, *taken.found)
 		return nil

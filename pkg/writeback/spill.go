@@ -25,7 +25,7 @@ func (e *Executor) spill(ctx context.Context, k *namespace.Task) (result, error)
 	if err != nil {
 		return result{}, fmt.Errorf("snapshot of inode %d: %w", k.Ino, err)
 	}
-	r := e.spillable(snap)
+	r := e.spillable(snap, k.Early)
 	if r.Empty() {
 		snap.Release()
 		return result{}, nil
@@ -51,14 +51,19 @@ func (e *Executor) sendSpill(ctx context.Context, k *namespace.Task, c *content,
 }
 
 // spillable is what of a file is sent at once: whole parts of the object that the file will be, dirty from end to end,
-// and not more than a share of the cache, so that the first room is made soon.
-func (e *Executor) spillable(snap *cache.Snapshot) extent.Range {
+// and not more than a share of the cache, so that the first room is made soon. Early it is of the end of the file, and
+// less, since it holds up the upload of the whole file when that is due meanwhile.
+func (e *Executor) spillable(snap *cache.Snapshot, early bool) extent.Range {
 	run := snap.Longest()
+	most := max(e.store.Usage().Capacity/spillShare, e.opt.Part)
+	if early {
+		run = snap.Tail()
+		most = min(most, streamMost*e.opt.Part)
+	}
 	parts, err := layout(run.End+1, e.opt.Part)
 	if err != nil {
 		return extent.Range{}
 	}
-	most := max(e.store.Usage().Capacity/spillShare, e.opt.Part)
 	var r extent.Range
 	for _, p := range parts[:len(parts)-1] { // the last one is not whole
 		switch {
@@ -74,6 +79,25 @@ func (e *Executor) spillable(snap *cache.Snapshot) extent.Range {
 
 // spillShare is the inverse of the part of the cache that one spill takes at most.
 const spillShare = 8
+
+// A file that grows is sent while it is written: from streamLeast parts on, at most streamMost parts at once.
+const (
+	streamLeast = 8
+	streamMost  = 16
+)
+
+// Grew hears, after each write that made a file longer, of the sizes before and after it. When the end of an open file is
+// new over a long way, it goes to the bucket ahead of the rest, by a spill that is begun early: how the file was written
+// is seen by what is dirty, and a file that is written to and fro has no long end. What is overwritten later is sent
+// again. It is cheap and waits for nothing.
+func (e *Executor) Grew(ino inode.Ino, before, after int64) {
+	if before/e.opt.Part == after/e.opt.Part {
+		return
+	}
+	if f := e.store.Lookup(cache.ID(ino)); f != nil && f.Tail().Len() >= max(streamLeast*e.opt.Part, 2*partAt(after, e.opt.Part)) {
+		e.tree.Stream(ino)
+	}
+}
 
 // relieve makes all that is dirty due, unless that was done since anything changed, and lets files that have as much to
 // send as a spill takes spill it.
