@@ -56,6 +56,14 @@ func (c *content) whole(off, end int64) fetch.Source {
 	return src
 }
 
+// lacks is how many bytes of [off, end) have to be fetched before they can be sent.
+func (c *content) lacks(off, end int64) (n int64) {
+	for _, r := range c.snap.Missing(off, end) {
+		n += r.Len()
+	}
+	return n
+}
+
 // prepare brings what the snapshot misses of [off, end) into the cache, if there is room for it.
 func (c *content) prepare(ctx context.Context, off, end int64) error {
 	err := c.exec.fetcher.EnsureSnapshot(ctx, c.file, c.snap, c.locate, off, end)

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/csi-s3/csi-s3/pkg/fetch"
 	"github.com/csi-s3/csi-s3/pkg/namespace"
 	"github.com/csi-s3/csi-s3/pkg/s3"
 )
@@ -262,6 +263,10 @@ func (e *Executor) sendPart(ctx context.Context, k *namespace.Task, c *content, 
 		s, err = e.bucket.CopyPart(ctx, k.Key, u.id, p.number, p.from.Key, p.from.ETag, r)
 		if errors.Is(err, s3.ErrNotExist) || errors.Is(err, s3.ErrPrecondition) {
 			err = &sourceError{err}
+		}
+		if errors.Is(err, s3.ErrNotSupported) && c != nil {
+			p.from = fetch.Source{}
+			return e.sendPart(ctx, k, c, u, p)
 		}
 	} else if err = c.prepare(ctx, p.off, p.end); err == nil {
 		s, err = e.bucket.UploadPart(ctx, k.Key, u.id, p.number, s3.Body{R: c.section(ctx, p.off, p.end), Size: p.end - p.off})

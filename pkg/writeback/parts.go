@@ -8,8 +8,12 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/s3"
 )
 
-// minCopyPart is the least size, in bytes, of a part that is copied: servers refuse ranges of smaller objects.
-const minCopyPart = 5 << 20
+// minCopyPart is the least size, in bytes, of a part that is copied: servers refuse ranges of smaller objects. mediumPart
+// is that of the parts of an object that one PUT could make.
+const (
+	minCopyPart = 5 << 20
+	mediumPart  = 6 << 20
+)
 
 // part is a part of an object to be made: [off, end) of a file, uploaded, or copied from an object that has it.
 type part struct {
@@ -57,9 +61,15 @@ func partAt(pos, base int64) int64 {
 	return base * schedule[len(schedule)-1].scale
 }
 
-// plan cuts a file into parts, and says which of them the server can copy: those that source knows an object for.
-func (e *Executor) plan(size int64, source func(off, end int64) fetch.Source) ([]part, error) {
-	parts, err := layout(size, e.opt.Part)
+// plan says in which parts a file is sent, and which of them the server can copy: those that source knows an object for.
+// Without parts it is sent by one PUT, which is what is cheaper for most files that one may have; missing is how many
+// bytes of a range would have to be fetched before they could be sent.
+func (e *Executor) plan(size int64, source func(off, end int64) fetch.Source, missing func(off, end int64) int64) ([]part, error) {
+	base := e.opt.Part
+	if size <= e.opt.SinglePut {
+		base = min(base, mediumPart)
+	}
+	parts, err := layout(size, base)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +78,27 @@ func (e *Executor) plan(size int64, source func(off, end int64) fetch.Source) ([
 			p.from = source(p.off, p.end)
 		}
 	}
+	if size <= e.opt.SinglePut && !worthParts(size, parts, missing, e.opt.Part/requestShare) {
+		return nil, nil
+	}
 	return parts, nil
+}
+
+// requestShare says what a request costs beside the bytes that it sends: as much as this share of a part, 1 MiB with
+// parts of 8 MiB, which is about what a line sends while a server copies a range.
+const requestShare = 8
+
+// worthParts says that an object is made sooner of these parts than by one PUT: by what is sent, what has to be fetched
+// in order to be sent, and the requests, each of which costs as much as so many bytes.
+func worthParts(size int64, parts []part, missing func(off, end int64) int64, request int64) bool {
+	whole := size + missing(0, size) + request
+	apart := int64(len(parts)+3) * request // beside the parts: the look at what is open, the creation, the completion
+	for _, p := range parts {
+		if !p.copied() {
+			apart += p.end - p.off + missing(p.off, p.end)
+		}
+	}
+	return apart < whole
 }
 
 // ranges cuts an object into parts of at most step bytes that are copied.

@@ -76,7 +76,7 @@ func TestPlan(t *testing.T) {
 				return fetch.Source{}
 			}
 			return fetch.Source{Key: src.Key, Size: src.Size}
-		})
+		}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -114,6 +114,78 @@ func TestPlan(t *testing.T) {
 			if got[i] != c.want[i] {
 				t.Errorf("%s: copied %v, want %v", c.name, got, c.want)
 				break
+			}
+		}
+	}
+}
+
+// A file that one PUT may have is sent in parts where that is less than the whole, requests included.
+func TestWorthParts(t *testing.T) {
+	const mib, kib = int64(1 << 20), int64(1 << 10)
+	e := &Executor{opt: Options{Part: 8 * mib, SinglePut: 16 * mib}}
+	for _, c := range []struct {
+		name  string
+		size  int64
+		src   int64          // size of the object that is changed, 0: there is none
+		dirty extent.Range   // what is new
+		gone  []extent.Range // what of it is not in the cache
+		sent  int64          // in parts; 0: the whole by one PUT
+	}{
+		{"a new file", 16 * mib, 0, extent.Range{End: 16 * mib}, nil, 0},
+		{"a new file beyond one PUT", 16*mib + 1, 0, extent.Range{End: 16*mib + 1}, nil, 16*mib + 1},
+		{"a small file, changed a little", 100 * kib, 100 * kib, extent.Range{End: 1}, nil, 0},
+		{"below the least part", 5 * mib, 5 * mib, extent.Range{Off: 5*mib - 1, End: 5 * mib}, nil, 0},
+		{"changed at its end", 16 * mib, 16 * mib, extent.Range{Off: 16*mib - 4*kib, End: 16 * mib}, nil, 4 * mib},
+		{"changed in the middle", 16 * mib, 16 * mib, extent.Range{Off: 8 * mib, End: 8*mib + 1}, nil, 10 * mib}, // the rest is too small to be copied
+		{"changed at its start", 16 * mib, 16 * mib, extent.Range{Off: 0, End: 1}, nil, 10 * mib},
+		{"appended to", 13 * mib, 12*mib + 1, extent.Range{Off: 12*mib + 1, End: 13 * mib}, nil, 1 * mib},
+		{"all but a part is new", 12 * mib, 12 * mib, extent.Range{Off: 2 * mib, End: 12 * mib}, nil, 0},
+		{"a small gain", 10 * mib, 10 * mib, extent.Range{Off: 0, End: 1}, nil, 0}, // 10 MiB and a request, or 10 and 5
+		{"a gain of what must be fetched", 7 * mib, 7 * mib, extent.Range{Off: 6 * mib, End: 7 * mib}, []extent.Range{{Off: 0, End: 6 * mib}}, 1 * mib},
+		{"no gain of what must be fetched", 7 * mib, 7 * mib, extent.Range{Off: 0, End: mib}, []extent.Range{{Off: mib, End: 7 * mib}}, 0},
+		{"cut", 12 * mib, 16 * mib, extent.Range{}, nil, 0 * mib},
+	} {
+		var dirty, gone extent.Set
+		dirty.Add(c.dirty.Off, c.dirty.End)
+		for _, r := range c.gone {
+			gone.Add(r.Off, r.End)
+		}
+		parts, err := e.plan(c.size, func(off, end int64) fetch.Source {
+			if end > c.src || dirty.Overlaps(off, end) {
+				return fetch.Source{}
+			}
+			return fetch.Source{Key: "key", Size: c.src}
+		}, func(off, end int64) (n int64) {
+			for _, r := range gone.Intersect(off, end) {
+				n += r.Len()
+			}
+			return n
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var sent int64
+		for _, p := range parts {
+			if !p.copied() {
+				sent += p.end - p.off
+			}
+		}
+		if sent != c.sent || len(parts) == 0 && c.name == "cut" {
+			t.Errorf("%s: %d bytes are sent in %d parts, want %d", c.name, sent, len(parts), c.sent)
+		}
+	}
+}
+
+// The part at a position is as large as the one that a layout puts there.
+func TestPartAt(t *testing.T) {
+	parts, err := layout(5<<40, 8<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, p := range parts[:len(parts)-1] {
+		for _, pos := range []int64{p.off, p.end - 1} {
+			if n := partAt(pos, 8<<20); n != p.end-p.off {
+				t.Fatalf("part %d has %d bytes, at %d it is %d", i+1, p.end-p.off, pos, n)
 			}
 		}
 	}

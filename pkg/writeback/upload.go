@@ -73,12 +73,11 @@ func (e *Executor) file(k *namespace.Task) (*cache.File, error) {
 func (e *Executor) putContent(ctx context.Context, k *namespace.Task, c *content) (s3.Info, error) {
 	size := c.snap.Size()
 	var info s3.Info
-	var err error
-	if size > e.opt.SinglePut {
-		parts, perr := e.plan(size, c.whole)
-		if perr != nil {
-			return s3.Info{}, perr
-		}
+	parts, err := e.plan(size, c.whole, c.lacks)
+	if err != nil {
+		return s3.Info{}, err
+	}
+	if len(parts) > 0 {
 		info, err = e.multipart(ctx, k, c, size, parts)
 	} else if err = c.prepare(ctx, 0, size); err == nil {
 		info, err = e.putBody(ctx, k, s3.Body{R: c.section(ctx, 0, size), Size: size})

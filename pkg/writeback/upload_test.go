@@ -68,6 +68,54 @@ func TestUnchangedPartsAreCopied(t *testing.T) {
 	r.settled()
 }
 
+// A file that one PUT could have is sent in parts when little of it changed, and then the rest is not fetched.
+func TestLittleOfAMediumObject(t *testing.T) {
+	r := newRig(t, small)
+	wire := &meter{}
+	r.server = func(b s3.Bucket) s3.Bucket { wire.Bucket = b; return wire }
+	r.kill()
+	body := noise(60 << 10)
+	r.put("medium", body)
+	ino := r.learn("medium")
+	more := noise(1 << 10)
+	r.write(ino, int64(len(body)), more)
+	body = append(body, more...)
+	r.flush()
+	r.holds("medium", body)
+	if n := wire.sent.Load(); n != 13<<10 {
+		t.Errorf("%d bytes were sent, want the last part", n)
+	}
+	r.write(ino, 0, body[:50<<10])
+	r.flush()
+	r.holds("medium", body)
+	if n := wire.sent.Load(); n != 13<<10+61<<10 || r.faults.Count("Put") != 1 {
+		t.Errorf("%d bytes were sent, %d by PUT: want one PUT when most is new", n, r.faults.Count("Put"))
+	}
+	r.settled()
+	r.noUploads()
+}
+
+// A server that copies no ranges is sent all parts.
+func TestServerWithoutCopyPart(t *testing.T) {
+	r := newRig(t, small)
+	r.faulty(func(op s3fault.Op) s3fault.Action {
+		if op.Name == "CopyPart" {
+			return s3fault.FailBefore(s3.ErrNotSupported)
+		}
+		return s3fault.Action{}
+	})
+	for name, size := range map[string]int{"medium": 60 << 10, "large": 160 << 10} {
+		body := noise(size)
+		r.put(name, body)
+		r.write(r.learn(name), 0, []byte("new"))
+		copy(body, "new")
+		r.flush()
+		r.holds(name, body)
+	}
+	r.settled()
+	r.noUploads()
+}
+
 // A change of a small object keeps the bytes around it.
 func TestPatchOfASmallObject(t *testing.T) {
 	r := newRig(t, small)
