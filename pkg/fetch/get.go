@@ -87,8 +87,13 @@ func (x *Fetcher) get(ctx context.Context, src Source, p []byte, off int64) (err
 			err = fmt.Errorf("get %q [%d, %d): %w", string(src.Key), off, end, err)
 		}
 	}()
+	// The whole object is asked for without a range: only then the server tells the checksum that is stored with it.
+	r := &s3.Range{Off: off, End: end}
+	if off == 0 && end == src.Size {
+		r = nil
+	}
 	x.requests.Add(1)
-	body, info, err := x.bucket.Get(ctx, src.Key, &s3.Range{Off: off, End: end}, src.ETag)
+	body, info, err := x.bucket.Get(ctx, src.Key, r, src.ETag)
 	if errors.Is(err, s3.ErrRange) {
 		return fmt.Errorf("object is shorter than it was: %w", s3.ErrPrecondition)
 	}
@@ -96,7 +101,7 @@ func (x *Fetcher) get(ctx context.Context, src Source, p []byte, off int64) (err
 		return err
 	}
 	defer body.Close() //nolint:errcheck // it was only read
-	if src.ETag != "" && info.ETag != "" && info.ETag != src.ETag || info.Size < end {
+	if src.ETag != "" && info.ETag != "" && info.ETag != src.ETag || info.Size < end || r == nil && info.Size != end {
 		return fmt.Errorf("object of %d bytes with ETag %s, not %s: %w", info.Size, info.ETag, src.ETag, s3.ErrPrecondition)
 	}
 	n, err := io.ReadFull(body, p)

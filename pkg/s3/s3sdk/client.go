@@ -19,6 +19,7 @@ import (
 type Client struct {
 	api     *sdk.Client
 	cfg     Config // without the credentials
+	pool    *pool
 	redact  func(string) string
 	release func()
 	// declare: uploads are created with the algorithm of their parts' checksums. Amazon S3 refuses a part's checksum
@@ -69,7 +70,7 @@ func New(c Config) (*Client, error) {
 	})
 	redact := redactor(c.Credentials)
 	c.Credentials = Credentials{}
-	return &Client{api: api, cfg: c, redact: redact, release: release, declare: c.amazon(), buffers: sync.Pool{New: func() any {
+	return &Client{api: api, cfg: c, pool: p, redact: redact, release: release, declare: c.amazon(), buffers: sync.Pool{New: func() any {
 		buf := make([]byte, crcBuffer)
 		return &buf
 	}}}, nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"strings"
 
@@ -15,8 +14,8 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/s3"
 )
 
-// Get implements s3.Bucket. Without a range, the body is checked against the CRC-32C of the whole object if the server
-// tells one.
+// Get implements s3.Bucket. Without a range, the body is checked against the checksum that is stored with the object, if
+// one is.
 func (b *bucket) Get(ctx context.Context, key s3.Key, r *s3.Range, ifMatch s3.ETag) (io.ReadCloser, s3.Info, error) {
 	const op = "get"
 	in := &sdk.GetObjectInput{Bucket: &b.name, Key: aws.String(string(key)), IfMatch: quoted(ifMatch)}
@@ -40,8 +39,8 @@ func (b *bucket) Get(ctx context.Context, key s3.Key, r *s3.Range, ifMatch s3.ET
 		if info, err = d.describe(out, r, ifMatch); err != nil {
 			return errors.Join(err, out.Body.Close())
 		}
-		if sum := aws.ToString(out.ChecksumCRC32C); r == nil && sum != "" && !strings.Contains(sum, "-") {
-			d.want = sum
+		if r == nil {
+			d.proof = stored(out)
 		}
 		body = d
 		return nil
@@ -65,8 +64,7 @@ type download struct {
 	bucket *bucket
 	key    s3.Key
 	left   int64
-	want   string // the CRC-32C of all bytes, if known
-	sum    uint32
+	proof  *proof // nil: nothing to check the bytes against
 	err    error
 }
 
@@ -113,8 +111,8 @@ func (d *download) Read(p []byte) (int, error) {
 		return 0, d.fail(s3.ErrCorrupt, "more bytes than announced", nil)
 	}
 	d.left -= int64(n)
-	if d.want != "" {
-		d.sum = crc32.Update(d.sum, castagnoli(), p[:n])
+	if d.proof != nil {
+		_, _ = d.proof.Write(p[:n]) // a hash never fails
 	}
 	switch {
 	case d.left > 0 && errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
@@ -125,8 +123,9 @@ func (d *download) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	// The last bytes are held back when the sum is wrong: a caller that reads exactly the length would see no error.
-	if d.want != "" && encodeCRC(d.sum) != d.want {
-		return 0, d.fail(s3.ErrCorrupt, "the CRC-32C is not the object's", nil)
+	if d.proof != nil && !d.proof.holds() {
+		d.bucket.pool.corrupt.Add(1)
+		return 0, d.fail(s3.ErrCorrupt, "the checksum is not the object's", nil)
 	}
 	d.err = io.EOF
 	if n == 0 && len(p) > 0 {

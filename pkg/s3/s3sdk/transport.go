@@ -42,6 +42,7 @@ type poolKey struct {
 type pool struct {
 	short, long *http.Transport
 	users       int
+	corrupt     atomic.Int64
 }
 
 func (t *Transports) open(c Config) (*pool, func()) {
