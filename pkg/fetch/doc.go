@@ -1,7 +1,8 @@
 // Package fetch brings bytes of remote objects into the cache: range reads, readahead, one request per missing range.
 //
 // It promises:
-//   - A body enters the cache only when all of it has arrived with the length that was asked for.
+//   - A body enters the cache only when all of it has arrived with the length that was asked for, and the bucket has judged
+//     its checksum.
 //   - Bytes of an object enter a file only while that object is the one behind the file's missing ranges. The order is:
 //     read File.Generation, ask Locate for the source, GET pinned to its ETag, File.Fill with the generation. A commit or
 //     a truncation in between changes the generation, and the fetch starts over with the new source.

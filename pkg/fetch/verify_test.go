@@ -58,7 +58,7 @@ func (s *flipper) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // flipped runs files of size bytes through a server that gives a wrong bit in an eighth of its bodies.
-func flipped(t *testing.T, size, files int, bare bool) *flipper {
+func flipped(t *testing.T, size, files int, bare bool) (*flipper, s3sdk.Stats) {
 	t.Helper()
 	s := &flipper{body: noise(size), bare: bare, random: rand.New(rand.NewPCG(1, uint64(size)))}
 	server := httptest.NewServer(s)
@@ -83,18 +83,28 @@ func flipped(t *testing.T, size, files int, bare bool) *flipper {
 	if s.flips == 0 {
 		t.Error("no bit was turned over")
 	}
-	if n := client.Stats().Corrupt; n != int64(s.flips) {
-		t.Errorf("%d bodies found corrupt, %d were", n, s.flips)
-	}
-	return s
+	return s, client.Stats()
 }
 
 // An object that comes in one piece is held to the checksum that is stored with it: a wrong bit on its way costs a
 // request more.
 func TestWrongBitsInWholeObjects(t *testing.T) {
-	s := flipped(t, chunk-1, 40, false)
-	if s.answers != 40+s.flips {
-		t.Errorf("%d requests for 40 files and %d wrong bodies", s.answers, s.flips)
+	s, stats := flipped(t, chunk-1, 40, false)
+	if s.answers != 40+s.flips || stats != (s3sdk.Stats{Corrupt: int64(s.flips)}) {
+		t.Errorf("%d requests for 40 files and %d wrong bodies: %+v", s.answers, s.flips, stats)
+	}
+}
+
+// Ranges, and objects without a checksum, have nothing to be held to: over plain HTTP two copies of them must agree.
+func TestWrongBitsInRanges(t *testing.T) {
+	for _, c := range []struct{ size, files int }{{5*chunk + 1, 6}, {chunk - 1, 20}} {
+		s, stats := flipped(t, c.size, c.files, true)
+		if stats.Corrupt == 0 || stats.Corrupt > int64(s.flips) {
+			t.Errorf("%d corrupt found, of %d", stats.Corrupt, s.flips)
+		}
+		if stats.Compared*2 != int64(s.answers) {
+			t.Errorf("%d requests, %d compared", s.answers, stats.Compared)
+		}
 	}
 }
 

@@ -25,6 +25,7 @@ type Client struct {
 	// declare: uploads are created with the algorithm of their parts' checksums. Amazon S3 refuses a part's checksum
 	// without it; MinIO with it refuses UploadPartCopy.
 	declare bool
+	plain   bool      // without TLS
 	buffers sync.Pool // *[]byte of crcBuffer bytes
 }
 
@@ -70,7 +71,7 @@ func New(c Config) (*Client, error) {
 	})
 	redact := redactor(c.Credentials)
 	c.Credentials = Credentials{}
-	return &Client{api: api, cfg: c, pool: p, redact: redact, release: release, declare: c.amazon(), buffers: sync.Pool{New: func() any {
+	return &Client{api: api, cfg: c, pool: p, redact: redact, release: release, declare: c.amazon(), plain: c.plain(), buffers: sync.Pool{New: func() any {
 		buf := make([]byte, crcBuffer)
 		return &buf
 	}}}, nil

@@ -100,6 +100,12 @@ func (c Config) amazon() bool {
 	return err == nil && (strings.HasSuffix(u.Hostname(), ".amazonaws.com") || strings.HasSuffix(u.Hostname(), ".amazonaws.com.cn"))
 }
 
+// plain reports whether what arrives is guarded by no more than TCP's checksum.
+func (c Config) plain() bool {
+	u, err := c.url()
+	return err == nil && u.Scheme == "http"
+}
+
 func (c Config) tls() *tls.Config {
 	t := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: c.Insecure}
 	if len(c.CABundle) > 0 {

@@ -11,7 +11,8 @@
 //   - 404 is believed only from an S3 server: from an error code in the answer, or from a HEAD that carries a request
 //     ID while the bucket is known to exist. A load balancer's 404 is ErrUnavailable.
 //   - A body is checked while it is read: its length always, and its checksum when all of the object was asked for and
-//     one is stored with it (verify.go). A wrong one withholds the end of the body.
+//     one is stored with it (verify.go). Over plain HTTP all others are asked for twice and compared (twin.go). A wrong
+//     checksum, or a copy that differs, withholds the end of the body.
 //   - Every listing asks for URL-encoded keys and decodes them when the server says that it encoded.
 //   - Connections are HTTP/1.1 without proxy or redirects, with deadlines for dialling, TLS, the first byte of the
 //     answer and for silence; no deadline for a whole transfer.

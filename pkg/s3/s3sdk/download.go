@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"strings"
 
@@ -15,7 +16,7 @@ import (
 )
 
 // Get implements s3.Bucket. Without a range, the body is checked against the checksum that is stored with the object, if
-// one is.
+// one is. Over plain HTTP every other body is asked for twice and compared.
 func (b *bucket) Get(ctx context.Context, key s3.Key, r *s3.Range, ifMatch s3.ETag) (io.ReadCloser, s3.Info, error) {
 	const op = "get"
 	in := &sdk.GetObjectInput{Bucket: &b.name, Key: aws.String(string(key)), IfMatch: quoted(ifMatch)}
@@ -28,7 +29,11 @@ func (b *bucket) Get(ctx context.Context, key s3.Key, r *s3.Range, ifMatch s3.ET
 	} else {
 		opts = append(opts, withChecksum)
 	}
-	var body io.ReadCloser
+	var copied *twin
+	if b.plain && r != nil && ifMatch != "" {
+		copied = b.second(ctx, key, *in, r, ifMatch)
+	}
+	var body *download
 	var info s3.Info
 	err := b.do(ctx, call{op: op, key: key}, func(ctx context.Context, api *sdk.Client) error {
 		out, err := api.GetObject(ctx, in, opts...)
@@ -46,8 +51,14 @@ func (b *bucket) Get(ctx context.Context, key s3.Key, r *s3.Range, ifMatch s3.ET
 		return nil
 	})
 	if err != nil {
+		copied.stop()
 		return nil, s3.Info{}, err
 	}
+	if b.plain && copied == nil && body.proof == nil && body.left > 0 {
+		// Only now it is known what to compare with.
+		copied = b.second(ctx, key, *in, r, info.ETag)
+	}
+	body.twin = copied
 	return body, info, nil
 }
 
@@ -64,7 +75,9 @@ type download struct {
 	bucket *bucket
 	key    s3.Key
 	left   int64
-	proof  *proof // nil: nothing to check the bytes against
+	proof  *proof // nil: no checksum to check the bytes against
+	twin   *twin  // nil: not asked for twice
+	sum    uint32 // CRC-32C, to compare with the twin's
 	err    error
 }
 
@@ -114,6 +127,9 @@ func (d *download) Read(p []byte) (int, error) {
 	if d.proof != nil {
 		_, _ = d.proof.Write(p[:n]) // a hash never fails
 	}
+	if d.twin != nil {
+		d.sum = crc32.Update(d.sum, castagnoli(), p[:n])
+	}
 	switch {
 	case d.left > 0 && errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return n, d.fail(s3.ErrUnavailable, "the body broke off", nil)
@@ -123,15 +139,36 @@ func (d *download) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	// The last bytes are held back when the sum is wrong: a caller that reads exactly the length would see no error.
-	if d.proof != nil && !d.proof.holds() {
-		d.bucket.pool.corrupt.Add(1)
-		return 0, d.fail(s3.ErrCorrupt, "the checksum is not the object's", nil)
+	if err := d.judge(); err != nil {
+		return 0, err
 	}
 	d.err = io.EOF
 	if n == 0 && len(p) > 0 {
 		return 0, io.EOF
 	}
 	return n, nil
+}
+
+// judge says what the checksums of the whole body mean.
+func (d *download) judge() error {
+	if d.proof != nil && !d.proof.holds() {
+		d.bucket.pool.corrupt.Add(1)
+		return d.fail(s3.ErrCorrupt, "the checksum is not the object's", nil)
+	}
+	if d.twin == nil {
+		return nil
+	}
+	<-d.twin.done
+	switch {
+	case errors.Is(d.twin.err, s3.ErrPrecondition), errors.Is(d.twin.err, s3.ErrNotExist):
+		return d.fail(s3.ErrUnavailable, "the object changed between two copies of it", nil)
+	case d.twin.err != nil:
+		return d.fail(s3.ErrUnavailable, "no second copy to compare with", d.twin.err)
+	case d.twin.sum != d.sum:
+		d.bucket.pool.corrupt.Add(1)
+		return d.fail(s3.ErrCorrupt, "two copies differ", nil)
+	}
+	return nil
 }
 
 func (d *download) fail(kind error, detail string, cause error) error {
@@ -144,6 +181,7 @@ func (d *download) fail(kind error, detail string, cause error) error {
 
 func (d *download) Close() error {
 	d.err = errors.Join(d.err, errClosed)
+	d.twin.stop()
 	return d.rc.Close()
 }
 

@@ -42,7 +42,8 @@ type poolKey struct {
 type pool struct {
 	short, long *http.Transport
 	users       int
-	corrupt     atomic.Int64
+
+	corrupt, compared atomic.Int64 // see Stats
 }
 
 func (t *Transports) open(c Config) (*pool, func()) {

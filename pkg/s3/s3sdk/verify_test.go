@@ -13,6 +13,8 @@ import (
 	"hash/crc64"
 	"io"
 	"net/http"
+	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/csi-s3/csi-s3/pkg/s3"
@@ -106,4 +108,105 @@ func TestStoredChecksums(t *testing.T) {
 			client.Close()
 		}
 	}
+}
+
+// Over plain HTTP a body without a checksum is only believed when a second copy of it is the same.
+func TestTwoCopies(t *testing.T) {
+	const size = 300 << 10 // more than one read
+	good := strings.Repeat("0123456789abcdef", size/16)
+	bad := good[:1000] + "?" + good[1001:]
+	answer := func(w http.ResponseWriter, r request, body, tag, sum string) {
+		w.Header().Set("Etag", tag)
+		if sum != "" {
+			w.Header().Set("X-Amz-Checksum-Crc32c", sum)
+		}
+		status := http.StatusOK
+		if r.Header.Get("Range") != "" {
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes 0-%d/%d", size-1, 2*size))
+			status = http.StatusPartialContent
+		}
+		w.Header().Set("Content-Length", fmt.Sprint(size))
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	}
+	part := &s3.Range{End: size}
+	for _, c := range []struct {
+		name          string
+		first, second string // what one and the other copy is
+		sum           string
+		r             *s3.Range
+		match         s3.ETag
+		tls           bool
+		want          error
+		requests      int
+	}{
+		{"same range", good, good, "", part, "tag", false, nil, 2},
+		{"same range, not pinned", good, good, "", part, "", false, nil, 2},
+		{"same object", good, good, "", nil, "tag", false, nil, 2},
+		{"first flipped", bad, good, "", part, "tag", false, s3.ErrCorrupt, 2},
+		{"second flipped", good, bad, "", part, "", false, s3.ErrCorrupt, 2},
+		{"object flipped", bad, good, "", nil, "", false, s3.ErrCorrupt, 2},
+		{"object without a second copy", good, "503", "", nil, "", false, s3.ErrUnavailable, 2},
+		{"range without a second copy", good, "503", "", part, "", false, s3.ErrUnavailable, 2},
+		{"changed between", good, "changed", "", part, "", false, s3.ErrUnavailable, 2},
+		{"second broken off", good, good[:1000], "", part, "", false, s3.ErrUnavailable, 2},
+		{"with a checksum", good, "503", crcOf(good), nil, "tag", false, nil, 1},
+		{"range over TLS", good, "503", "", part, "tag", true, nil, 1},
+		{"object over TLS", good, "503", "", nil, "", true, nil, 1},
+	} {
+		handler := func(w http.ResponseWriter, r request, n int) {
+			switch body := []string{c.first, c.second}[min(n, 2)-1]; body {
+			case "503":
+				fault(w, http.StatusServiceUnavailable, "SlowDown")
+			case "changed":
+				if got := r.Header.Get("If-Match"); got != `"tag"` {
+					t.Errorf("%s: If-Match %s", c.name, got)
+				}
+				fault(w, http.StatusPreconditionFailed, "PreconditionFailed")
+			default:
+				answer(w, r, body, `"tag"`, c.sum)
+			}
+		}
+		s := start(t, handler, c.tls)
+		cfg := config(s.URL)
+		cfg.Insecure, cfg.Attempts = true, 1
+		b := open(t, cfg)
+		rc, _, err := b.Get(t.Context(), "k", c.r, c.match)
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		p := make([]byte, size)
+		if _, err := io.ReadFull(rc, p); !errors.Is(err, c.want) || c.want == nil && (err != nil || string(p) != good) {
+			t.Errorf("%s: %v, want %v", c.name, err, c.want)
+		}
+		_ = rc.Close()
+		if n := len(s.seen()); n != c.requests {
+			t.Errorf("%s: %d requests, want %d", c.name, n, c.requests)
+		}
+	}
+}
+
+// A body that is closed early does not wait for its second copy.
+func TestTwinEndsWithItsBody(t *testing.T) {
+	gone := make(chan struct{})
+	s := serve(t, func(w http.ResponseWriter, r request, n int) {
+		if n == 2 {
+			<-r.Context().Done()
+			close(gone)
+			return
+		}
+		tagged(w)
+		fmt.Fprint(w, "0123456789")
+	})
+	rc, _, err := open(t, config(s.URL)).Get(t.Context(), "k", nil, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for len(s.seen()) < 2 {
+		runtime.Gosched()
+	}
+	if err := rc.Close(); err != nil {
+		t.Error(err)
+	}
+	<-gone
 }
