@@ -18,6 +18,10 @@ type ID uint64
 // It is disk.ErrNoSpace, so errors.Is works with either.
 var ErrNoSpace = disk.ErrNoSpace
 
+// ErrFull: the store is at its hard limit and nothing clean is left to evict. It is an ErrNoSpace of which nothing has
+// happened yet, and which goes away when dirty files become clean.
+var ErrFull = fmt.Errorf("the cache is full: %w", ErrNoSpace)
+
 // ErrMissing: a snapshot was read in a range that is not on the local disk. Fetch it first.
 var ErrMissing = errors.New("range is not in the cache")
 

@@ -115,7 +115,7 @@ func (s *Store) reserve(n int64) error {
 		return err
 	}
 	if short > 0 {
-		return fmt.Errorf("cache is full: %d bytes do not fit: %w", n, ErrNoSpace)
+		return fmt.Errorf("%d bytes do not fit: %w", n, ErrFull)
 	}
 	return nil
 }

@@ -81,9 +81,13 @@ func TestCapacity(t *testing.T) {
 			end += 4096
 		}
 	}
-	if !errors.Is(err, cache.ErrNoSpace) || !errors.Is(err, disk.ErrNoSpace) {
+	if !errors.Is(err, cache.ErrFull) || !errors.Is(err, cache.ErrNoSpace) || !errors.Is(err, disk.ErrNoSpace) {
 		t.Fatalf("a full cache: %v", err)
 	}
+	if err := g.Fits(end, end+4096); !errors.Is(err, cache.ErrFull) {
+		t.Errorf("4096 bytes fit into a full cache: %v", err)
+	}
+	must(t, g.Fits(0, end)) // it is there already
 	if g.Size() != end || g.Dirty().Bytes != end || end > capacity {
 		t.Errorf("size %d, %+v, want %d", g.Size(), g.Dirty(), end)
 	}
@@ -104,6 +108,10 @@ func TestCapacity(t *testing.T) {
 	must(t, err)
 	must(t, s.Commit())
 	s.Release()
+	must(t, f.Fits(0, 20<<10))
+	if total, reserved := b.Accounted(); reserved != 0 || total > capacity-20<<10 {
+		t.Errorf("after the question for room %d bytes are accounted, %d reserved", total, reserved)
+	}
 	must(t, f.WriteAt(pattern(3, 0, 20<<10), 0, stamp(2)))
 	// And what was cut off or removed gives its room back.
 	must(t, f.Truncate(0, stamp(3)))
@@ -158,7 +166,7 @@ func TestDiskFull(t *testing.T) {
 	f := b.File(1, 20)
 	must(t, f.WriteAt([]byte("0123456789"), 0, stamp(1)))
 	full = true
-	if err := f.WriteAt([]byte("abcdefghijklmnop"), 7, stamp(2)); !errors.Is(err, cache.ErrNoSpace) {
+	if err := f.WriteAt([]byte("abcdefghijklmnop"), 7, stamp(2)); !errors.Is(err, cache.ErrNoSpace) || errors.Is(err, cache.ErrFull) {
 		t.Fatal(err)
 	}
 	full = false

@@ -13,8 +13,9 @@ import (
 const room = 256 << 10
 
 // WriteAt writes p at off and grows the file as needed. On return bytes, dirty range and size survive a kill of the
-// process. ErrNoSpace: p did not fit; of the bytes that were dirty or clean before, any may have been replaced by p's,
-// and the size is the old one. mtime is kept with the change for recovery.
+// process. ErrFull: p did not fit, and nothing happened. Any other ErrNoSpace: the disk is full; of the bytes that were
+// dirty or clean before, any may have been replaced by p's, and the size is the old one. mtime is kept with the change for
+// recovery.
 func (f *File) WriteAt(p []byte, off int64, mtime time.Time) error {
 	if len(p) == 0 {
 		return nil
@@ -64,6 +65,17 @@ func (f *File) adds(off, end int64, stores bool) (n int64) {
 		}
 	}
 	return n
+}
+
+// Fits makes room for a write of [off, end), by evicting clean bytes if need be, and keeps none of it: ErrFull when a
+// write that began now would find no room.
+func (f *File) Fits(off, end int64) error {
+	n := f.adds(off, end, true)
+	if err := f.store.reserve(n); err != nil {
+		return err
+	}
+	f.store.release(n)
+	return nil
 }
 
 // overwrite gives [off, end) new bytes by store; stores says that they take space. For the order of the steps see doc.go.
