@@ -21,5 +21,5 @@ type Mount struct {
 	DirMode    os.FileMode   // permission bits of such directories, and os.ModeSetgid
 	Group      uint32        // that pods asked for (fsGroup), which then is Gid too; 0: none. Only CSI sets it
 	Settle     time.Duration // how long a closed file rests before its upload
-	IOTimeout  time.Duration // how long a read or an fsync waits for S3; 0 is for ever
+	IOTimeout  time.Duration // how long a read, an fsync or a write to a full cache waits for S3; 0 is for ever
 }

@@ -62,7 +62,7 @@ func MountOptions() []MountOption {
 			toggle(func(m *Mount) *bool { return &m.AllowOther })},
 		{"settle", "DURATION", "1s", "how long a closed file rests before its upload begins",
 			duration(func(m *Mount) *time.Duration { return &m.Settle })},
-		{"io-timeout", "DURATION", "0", "how long a read or an fsync waits for S3 before it fails; 0 waits for ever",
+		{"io-timeout", "DURATION", "0", "how long a read, an fsync, or a write to a full cache waits for S3 before it fails; 0 waits for ever",
 			duration(func(m *Mount) *time.Duration { return &m.IOTimeout })},
 	}
 }

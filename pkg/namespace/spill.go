@@ -54,6 +54,24 @@ func (n *node) spills() (yes, early bool) {
 	return begun || n.spilling && n.opens > 0, true
 }
 
+// Sends says whether anything is to be sent, or is being sent, whose bytes the cache cannot do without before: all that
+// the bucket does not have but unlinked files that are open and too small to spill, and files whose last failure is
+// hopeless. It is slow when it says no.
+func (t *Tree) Sends(hopeless func(error) bool) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for n := range t.unsettled {
+		switch {
+		case n.running != nil:
+			return true
+		case !n.hasContent() || n.contGen <= n.baseGen(), n.lastErr != nil && hopeless(n.lastErr):
+		case len(n.links) > 0 || n.opens == 0 || n.spilling:
+			return true
+		}
+	}
+	return false
+}
+
 // spillKey is where a part of a file is that was sent while the file is written.
 func (t *tree) spillKey(n *node, number uint64) s3.Key {
 	return t.opt.Prefix + sysDir + "spill/" + s3.Key(t.opt.WriterID) + "-" + s3.Key(itoa(uint64(n.attr.Ino))) + "-" + s3.Key(itoa(number))

@@ -31,7 +31,7 @@ func (fs *FS) SetAttr(ctx context.Context, req Request, ino inode.Ino, _ HandleI
 		return inode.Attr{}, 0, err
 	}
 	if set.Size != nil {
-		if err := fs.truncate(ctx, n, *set.Size); err != nil {
+		if err := fs.truncate(n, *set.Size); err != nil {
 			return inode.Attr{}, 0, err
 		}
 	}
@@ -47,8 +47,8 @@ func (fs *FS) SetAttr(ctx context.Context, req Request, ino inode.Ino, _ HandleI
 	return n.Attr, fs.timeout(), nil
 }
 
-// truncate sets a file's size.
-func (fs *FS) truncate(ctx context.Context, n namespace.Node, size int64) error {
+// truncate sets a file's size. It takes no room in the cache and waits for none: it may be what makes some.
+func (fs *FS) truncate(n namespace.Node, size int64) error {
 	switch {
 	case n.Attr.IsDir():
 		return namespace.ErrIsDir
@@ -57,7 +57,7 @@ func (fs *FS) truncate(ctx context.Context, n namespace.Node, size int64) error 
 	case size > MaxFileSize:
 		return ErrFileTooBig
 	}
-	return fs.change(ctx, n.Attr.Ino, func(int64) int64 { return size }, func(f *cache.File, now time.Time) error {
+	return fs.change(n.Attr.Ino, func(int64) int64 { return size }, func(f *cache.File, now time.Time) error {
 		return f.Truncate(size, now)
 	})
 }

@@ -3,15 +3,12 @@ package vfs_test
 import (
 	"bytes"
 	"context"
-	"errors"
-	"fmt"
 	"math/rand/v2"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/csi-s3/csi-s3/pkg/cache"
 	"github.com/csi-s3/csi-s3/pkg/disk/diskmem"
 	"github.com/csi-s3/csi-s3/pkg/inode"
 	"github.com/csi-s3/csi-s3/pkg/s3"
@@ -348,39 +345,6 @@ func TestCapacity(t *testing.T) {
 	if st, err := newVolume(t, config{}).Statfs(ctx); err != nil || st.Free < 1<<40 || st.NameMax != 255 || st.Ffree == 0 {
 		t.Errorf("without a limit: %+v, %v", st, err)
 	}
-}
-
-// TestCacheIsFull: when nothing can be sent and the cache is full of changes, writers get ENOSPC; readers read on.
-func TestCacheIsFull(t *testing.T) {
-	v := newVolume(t, config{cache: cache.Options{Capacity: 1 << 20}, settle: 1, patience: 50 * time.Millisecond})
-	v.put("r", strings.Repeat("r", 300_000))
-	v.stat("r")
-	v.faulty(func(op s3fault.Op) s3fault.Action {
-		if op.Name == "Put" {
-			return s3fault.FailBefore(nil)
-		}
-		return s3fault.Action{}
-	})
-	var err error
-	written := map[string]string{}
-	for i := 0; i < 40 && err == nil; i++ {
-		name, content := fmt.Sprintf("w%d", i), strings.Repeat(string(rune('a'+i)), 250<<10)
-		if err = v.tryWrite(name, content); err == nil {
-			written[name] = content
-		}
-	}
-	v.errno(err, syscall.ENOSPC)
-	if !errors.Is(err, cache.ErrNoSpace) {
-		t.Errorf("%v", err)
-	}
-	v.wantFile("r", strings.Repeat("r", 300_000))
-	for name, content := range written {
-		v.wantFile(name, content)
-	}
-	v.cfg.patience = 20 * time.Second
-	v.faulty(nil)
-	v.flush()
-	v.write("more", "x")
 }
 
 // A large file is on its way to the bucket before it is closed; under its name nobody sees it before.

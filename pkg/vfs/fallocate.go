@@ -51,14 +51,19 @@ func (fs *FS) Fallocate(ctx context.Context, _ Request, ino inode.Ino, _ HandleI
 		}
 		return max(now, end)
 	}
-	return fs.change(ctx, ino, size, func(f *cache.File, now time.Time) error {
+	grow := func(f *cache.File, now time.Time) error {
 		if size := size(f.Size()); size > f.Size() {
-			if err := f.Truncate(size, now); err != nil {
-				return err
-			}
+			return f.Truncate(size, now)
 		}
-		if !zero {
-			return nil
+		return nil
+	}
+	if !zero {
+		return fs.change(ino, size, grow)
+	}
+	// Zeros take no room, but what an upload still needs of the bytes that were there does.
+	return fs.fill(ctx, ino, off, off, size, func(f *cache.File, now time.Time) error {
+		if err := grow(f, now); err != nil {
+			return err
 		}
 		return f.PunchHole(off, end, now)
 	})

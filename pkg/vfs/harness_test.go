@@ -121,7 +121,9 @@ func (n *notes) all() []string {
 // newVolume opens a volume on an empty bucket and an empty disk, and closes it when the test ends.
 func newVolume(t *testing.T, cfg config) *volume {
 	t.Helper()
-	v := openVolume(t, s3mem.New("bucket"), diskmem.New(), cfg)
+	bucket := s3mem.New("bucket")
+	bucket.MinPart = cfg.part // the server allows what the volume is told to send
+	v := openVolume(t, bucket, diskmem.New(), cfg)
 	t.Cleanup(func() { v.close() })
 	return v
 }
@@ -176,7 +178,7 @@ func (v *volume) start() {
 	})
 	v.fetcher = fetch.New(v.faults, fetch.Options{})
 	v.executor = writeback.New(v.tree, v.store, v.fetcher, v.faults, writeback.Options{
-		Conflict: func(ino inode.Ino, kept string) { v.FS.Conflict(ino, kept) }, Patience: v.cfg.patience, Part: v.cfg.part,
+		Conflict: func(ino inode.Ino, kept string) { v.FS.Conflict(ino, kept) }, Patience: v.cfg.policy.IOTimeout, Part: v.cfg.part,
 	})
 	v.FS = vfs.New(vfs.Options{
 		Tree: v.tree, Store: v.store, Fetcher: v.fetcher, Executor: v.executor, Remote: v.remote, Policy: v.cfg.policy,
@@ -452,7 +454,10 @@ func (v *volume) at(p string) (dir inode.Ino, name string, err error) {
 	return a.Ino, name, err
 }
 
-func (v *volume) tryWrite(p, content string) error {
+func (v *volume) tryWrite(p, content string) error { return v.writeWith(ctx, p, content) }
+
+// writeWith is tryWrite by a program whose patience ends with ctx.
+func (v *volume) writeWith(ctx context.Context, p, content string) error {
 	dir, name, err := v.at(p)
 	if err != nil {
 		return err

@@ -46,7 +46,7 @@ func (fs *FS) openNode(ctx context.Context, n namespace.Node, flags int) (Handle
 		return 0, err
 	}
 	if flags&syscall.O_TRUNC != 0 {
-		if err := fs.truncate(ctx, n, 0); err != nil {
+		if err := fs.truncate(n, 0); err != nil {
 			fs.tree.Released(ino)
 			return 0, err
 		}

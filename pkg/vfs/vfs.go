@@ -98,7 +98,8 @@ type Policy struct {
 	Immutable   bool  // nothing ever changes: the same
 	ReadOnly    bool  // mutations are ErrReadOnly; implied by ReadOnlyMany
 	Capacity    int64 // bytes that the volume may hold, 0 is unlimited
-	// IOTimeout is how long a question to the bucket, an fsync or a close waits before it fails; 0 is for ever.
+	// IOTimeout is how long a question to the bucket, an fsync or a close waits before it fails, and how long a write to a
+	// full cache does without any upload going on; 0 is for ever. The Executor's Options.Patience is the same.
 	IOTimeout time.Duration
 }
 

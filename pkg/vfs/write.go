@@ -2,6 +2,7 @@ package vfs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -10,8 +11,9 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/namespace"
 )
 
-// Write writes all of p at off. On return the change survives a kill of the process. It waits while the cache is above
-// its high watermark, and is ErrNoSpace at the hard limit, ErrCapacity when the volume is full: then nothing changed.
+// Write writes all of p at off. On return the change survives a kill of the process. It is slowed down while the cache is
+// above its high watermark, and waits at the hard limit for uploads to make room, as long as Policy.IOTimeout says. It is
+// cache.ErrNoSpace when that is over or nothing can be uploaded, ErrCapacity when the volume is full: then nothing changed.
 func (fs *FS) Write(ctx context.Context, _ Request, ino inode.Ino, _ HandleID, p []byte, off int64) (n int, err error) {
 	if err := fs.writable(); err != nil {
 		return 0, err
@@ -30,7 +32,7 @@ func (fs *FS) Write(ctx context.Context, _ Request, ino inode.Ino, _ HandleID, p
 		return 0, nil
 	}
 	end := off + int64(len(p))
-	err = fs.change(ctx, ino, func(now int64) int64 { return max(now, end) }, func(f *cache.File, now time.Time) error {
+	err = fs.fill(ctx, ino, off, end, func(now int64) int64 { return max(now, end) }, func(f *cache.File, now time.Time) error {
 		return f.WriteAt(p, off, now)
 	})
 	if err != nil {
@@ -39,13 +41,25 @@ func (fs *FS) Write(ctx context.Context, _ Request, ino inode.Ino, _ HandleID, p
 	return len(p), nil
 }
 
+// fill runs a change that puts bytes into the cache when there is room for [off, end). It waits for that without a lock.
+func (fs *FS) fill(ctx context.Context, ino inode.Ino, off, end int64, size func(now int64) int64, do func(f *cache.File, now time.Time) error) error {
+	return fs.executor.Throttle(ctx, func() error {
+		f, err := fs.file(ino)
+		if err == nil {
+			// Before the tree hears of the change: what waits is none.
+			err = f.Fits(off, end)
+		}
+		if err != nil {
+			return err
+		}
+		return fs.change(ino, size, do)
+	})
+}
+
 // change runs one change of a file's bytes between the two notes to the tree, alone among all changes of that file:
 // the tree must hear of sizes in the order in which the file had them. size says what becomes of the file's size, and
 // what it grows by is charged to the volume first, so that a full volume refuses before anything happened.
-func (fs *FS) change(ctx context.Context, ino inode.Ino, size func(now int64) int64, do func(f *cache.File, now time.Time) error) error {
-	if err := fs.executor.Throttle(ctx); err != nil {
-		return err
-	}
+func (fs *FS) change(ino inode.Ino, size func(now int64) int64, do func(f *cache.File, now time.Time) error) error {
 	defer fs.lockInode(ino).Unlock()
 	n, err := fs.tree.Get(ino)
 	if err != nil {
@@ -72,7 +86,7 @@ func (fs *FS) change(ctx context.Context, ino inode.Ino, size func(now int64) in
 	if counts {
 		fs.usage.Add(after-before-grow, 0) // not 0 when it failed half-way
 	}
-	if err != nil && f.Dirty().Since.IsZero() {
+	if err != nil && (errors.Is(err, cache.ErrFull) && after == before || f.Dirty().Since.IsZero()) {
 		return err // nothing changed
 	}
 	if werr := fs.tree.Written(ino, after, now); werr != nil && err == nil {

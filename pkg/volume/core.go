@@ -147,7 +147,7 @@ func assemble(fsys disk.FS, writer string, spec Spec) *core {
 	})
 	c.fetcher = fetch.New(c.bucket, fetch.Options{})
 	w := spec.tuning.writeback
-	w.Shared, w.Log, w.Conflict = policy.Access == vfs.ReadWriteMany, spec.Log, c.conflict
+	w.Shared, w.Log, w.Conflict, w.Patience = policy.Access == vfs.ReadWriteMany, spec.Log, c.conflict, policy.IOTimeout
 	c.executor = writeback.New(c.tree, c.store, c.fetcher, c.bucket, w)
 	c.fs = vfs.New(vfs.Options{
 		Tree: c.tree, Store: c.store, Fetcher: c.fetcher, Executor: c.executor, Remote: c.remote,

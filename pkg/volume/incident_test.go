@@ -233,7 +233,9 @@ func TestUndelivered(t *testing.T) {
 			}
 			return s3fault.FailBefore(nil)
 		}
-		c := running(t, small{diskmem.New(), 8 << 20}, "first", spec(b))
+		s := spec(b)
+		s.Options.IOTimeout = time.Second
+		c := running(t, small{diskmem.New(), 8 << 20}, "first", s)
 		defer abandoned(c)
 		var err error
 		for i := 0; err == nil && i < 100; i++ {

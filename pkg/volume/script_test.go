@@ -249,7 +249,7 @@ type held struct {
 }
 
 // tiny cuts files into parts that are small enough for a test.
-var tiny = writeback.Options{SinglePut: 32 << 10, Part: 8 << 10, MaxCopy: 64 << 10, Patience: 10 * time.Second}
+var tiny = writeback.Options{SinglePut: 32 << 10, Part: 8 << 10, MaxCopy: 64 << 10}
 
 func newPlayer(t *testing.T, name string) *player {
 	p := &player{

@@ -216,19 +216,20 @@ func TestThrottleWaitsForASlowUpload(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	start := time.Now()
-	if err := r.exec.Throttle(ctx); err != nil {
+	if err := r.writeWhenRoom(ctx, r.create("next"), 0, noise(1<<10)); err != nil {
 		t.Fatalf("after %v: %v", time.Since(start), err)
 	}
 	if took := time.Since(start); took < 5*opt.Patience {
 		t.Errorf("there was room after %v: this tests nothing", took)
 	}
+	r.flush()
 	r.holds("large", body)
 	// A server that answers nothing any more is no progress.
 	r.write(r.create("more"), 0, noise(int(r.store.Usage().Free)))
 	r.store.Evict(1 << 30)
 	r.write(r.at("more"), 0, noise(int(r.store.Usage().Free)+int(r.store.Usage().Dirty)))
 	r.faulty(func(s3fault.Op) s3fault.Action { return s3fault.Delay(time.Hour) })
-	if err := r.exec.Throttle(ctx); !errors.Is(err, cache.ErrNoSpace) {
+	if err := r.writeWhenRoom(ctx, r.at("next"), 1<<10, noise(64<<10)); !errors.Is(err, cache.ErrNoSpace) {
 		t.Errorf("server away: %v", err)
 	}
 }

@@ -226,6 +226,19 @@ func (r *rig) write(ino inode.Ino, off int64, p []byte) {
 	r.change(ino, func(f *cache.File, now time.Time) error { return f.WriteAt(p, off, now) })
 }
 
+// writeWhenRoom is a write as a program makes it: held up as the cache fills.
+func (r *rig) writeWhenRoom(ctx context.Context, ino inode.Ino, off int64, p []byte) error {
+	r.t.Helper()
+	return r.exec.Throttle(ctx, func() error {
+		r.t.Helper()
+		if err := r.file(ino).Fits(off, off+int64(len(p))); err != nil {
+			return err
+		}
+		r.write(ino, off, p)
+		return nil
+	})
+}
+
 // flush brings everything to the bucket.
 func (r *rig) flush() {
 	r.t.Helper()

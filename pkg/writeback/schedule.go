@@ -156,8 +156,13 @@ type result struct {
 
 // run carries out a task and ends it.
 func (e *Executor) run(k *namespace.Task) {
+	freezes := 0
+	if k.Content || k.Verb == namespace.Spill {
+		freezes = 1
+	}
 	e.mu.Lock()
 	e.running++
+	e.frozen += freezes
 	e.mu.Unlock()
 	err := e.do(k)
 	if err != nil {
@@ -170,6 +175,7 @@ func (e *Executor) run(k *namespace.Task) {
 	}
 	e.mu.Lock()
 	e.running--
+	e.frozen -= freezes
 	e.lastErr = err
 	switch {
 	case err == nil:

@@ -88,8 +88,7 @@ func largeFile(b *testing.B, pace float64, stream bool) {
 	p := noise(step)
 	start := time.Now()
 	for off := int64(0); off < size; off += step {
-		r.ok(r.exec.Throttle(b.Context()))
-		r.write(ino, off, p)
+		r.ok(r.writeWhenRoom(b.Context(), ino, off, p))
 		if stream {
 			r.exec.Grew(ino, off, off+step)
 		}

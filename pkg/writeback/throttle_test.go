@@ -6,55 +6,115 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/csi-s3/csi-s3/pkg/cache"
+	"github.com/csi-s3/csi-s3/pkg/inode"
+	"github.com/csi-s3/csi-s3/pkg/namespace"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3fault"
 )
 
-// Writers go on while there is room, are slowed down above the high watermark, and refused at the limit when nothing
-// moves any more. Nothing that was written is lost.
-func TestThrottle(t *testing.T) {
-	opt := small
-	opt.Patience = 200 * time.Millisecond
-	r := newRig(t, opt)
-	r.cache.Capacity = 1 << 20
-	r.kill()
-	r.faulty(func(s3fault.Op) s3fault.Action { return s3fault.FailBefore(nil) })
-	throttle := func() (time.Duration, error) {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		defer cancel()
-		start := time.Now()
-		err := r.exec.Throttle(ctx)
-		return time.Since(start), err
-	}
+// crowd writes files of 64 KiB until one waits at the limit of a cache of 1 MiB, and returns their contents. The server is
+// away.
+func (r *rig) crowd() map[string][]byte {
+	r.t.Helper()
 	bodies := map[string][]byte{}
 	for i := range 16 {
-		took, err := throttle()
-		if err != nil || i < 12 && took > time.Second {
-			t.Fatalf("after %d KiB: %v, %v", i*64, took, err)
-		}
-		name := fmt.Sprint("file-", i)
+		name, start := fmt.Sprint("file-", i), time.Now()
 		bodies[name] = noise(64 << 10)
-		r.write(r.create(name), 0, bodies[name])
+		err := r.writeWhenRoom(r.t.Context(), r.create(name), 0, bodies[name])
+		if took := time.Since(start); err != nil || i < 12 && took > time.Second {
+			r.t.Fatalf("after %d KiB: %v, %v", i*64, took, err)
+		}
 	}
-	took, err := throttle()
-	if !errors.Is(err, cache.ErrNoSpace) || took < opt.Patience {
-		t.Fatalf("at the limit: %v, %v", took, err)
+	return bodies
+}
+
+// Writers go on while there is room, are slowed down above the high watermark, and wait at the limit as long as the server
+// is away: for ever, or as long as Patience says. Nothing that was written is lost, and what waited is written.
+func TestThrottle(t *testing.T) {
+	for _, patience := range []time.Duration{0, 200 * time.Millisecond} {
+		t.Run(patience.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				opt := small
+				opt.Patience = patience
+				r := newRig(t, opt)
+				r.cache.Capacity = 1 << 20
+				r.kill()
+				r.faulty(func(s3fault.Op) s3fault.Action { return s3fault.FailBefore(nil) })
+				bodies := r.crowd()
+				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+				defer cancel()
+				extra := r.create("extra")
+				bodies["extra"] = noise(1 << 10)
+				if err := r.writeWhenRoom(ctx, extra, 0, bodies["extra"]); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("an interrupted writer: %v", err)
+				}
+				start := time.Now()
+				if patience > 0 {
+					if err := r.writeWhenRoom(t.Context(), extra, 0, bodies["extra"]); !errors.Is(err, cache.ErrNoSpace) || time.Since(start) < patience {
+						t.Errorf("at the limit: %v after %v", err, time.Since(start))
+					}
+					r.faulty(nil)
+					r.flush()
+				} else {
+					const away = 12 * time.Hour
+					time.AfterFunc(away, func() { r.faulty(nil) })
+				}
+				r.ok(r.writeWhenRoom(t.Context(), extra, 0, bodies["extra"]))
+				t.Logf("the writer went on after %v", time.Since(start))
+				r.ok(r.tryFlush(2 * time.Minute)) // what failed that often rests for long
+				for name, body := range bodies {
+					r.holds(name, body)
+				}
+			})
+		})
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	if err := r.exec.Throttle(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("an interrupted writer: %v", err)
+}
+
+// Nothing can make room: the cache is full of what never goes to the bucket, or of nothing that is ours. A writer hears
+// that at once, whether the server is there or not.
+func TestThrottleWithoutHope(t *testing.T) {
+	r := newRig(t, small)
+	r.cache.Capacity = 1 << 20
+	r.kill()
+	refused := func(what string) {
+		t.Helper()
+		start := time.Now()
+		err := r.writeWhenRoom(t.Context(), r.create(what), 0, noise(1<<10))
+		if !errors.Is(err, cache.ErrNoSpace) || time.Since(start) > 5*time.Second {
+			t.Errorf("%s: %v after %v", what, err, time.Since(start))
+		}
+	}
+	// Larger than the cache.
+	if err := r.writeWhenRoom(t.Context(), r.create("huge"), 0, noise(2<<20)); !errors.Is(err, cache.ErrNoSpace) {
+		t.Errorf("one write larger than the cache: %v", err)
+	}
+	// Files without a name, too small for a spill.
+	r.faulty(func(op s3fault.Op) s3fault.Action {
+		if op.Name == "Put" {
+			return s3fault.FailBefore(nil)
+		}
+		return s3fault.Action{}
+	})
+	var hidden []inode.Ino
+	for i := range 16 {
+		ino := r.create(fmt.Sprint("hidden-", i))
+		r.ok(r.tree.Opened(ino))
+		r.write(ino, 0, noise(64<<10))
+		r.ok(r.tree.Unlink(namespace.Op{}, inode.Root, fmt.Sprint("hidden-", i)))
+		hidden = append(hidden, ino)
 	}
 	r.faulty(nil)
 	r.flush()
-	for name, body := range bodies {
-		r.holds(name, body)
+	refused("hidden")
+	for _, ino := range hidden {
+		r.tree.Released(ino)
 	}
-	if took, err := throttle(); err != nil || took > time.Second {
-		t.Errorf("with room again: %v, %v", took, err)
-	}
+	r.flush()
+	r.ok(r.writeWhenRoom(t.Context(), r.create("after"), 0, noise(64<<10)))
+	r.flush()
 }
 
 // A stream of writes that is larger than the cache passes through it.
@@ -65,8 +125,7 @@ func TestLargerThanTheCache(t *testing.T) {
 	ino := r.create("stream")
 	body := noise(2 << 20)
 	for off := 0; off < len(body); off += 32 << 10 {
-		r.ok(r.exec.Throttle(t.Context()))
-		r.write(ino, int64(off), body[off:off+32<<10])
+		r.ok(r.writeWhenRoom(t.Context(), ino, int64(off), body[off:off+32<<10]))
 	}
 	r.flush()
 	r.holds("stream", body)

@@ -35,7 +35,7 @@ type Options struct {
 	// Shared says that others write to the volume too: then an upload whose creation was not answered cannot be told from
 	// theirs, and is left to the server.
 	Shared bool
-	// Patience is how long a writer waits at the cache's hard limit without any upload going on, 0 means 10 s.
+	// Patience is how long a writer waits at the cache's hard limit without any upload going on, 0 means for ever.
 	Patience time.Duration
 
 	// Conflict hears of a file whose name somebody else's object took: ours is now called kept. It is called without
@@ -71,6 +71,7 @@ type Executor struct {
 
 	mu        sync.Mutex
 	running   int               // guarded by mu: tasks
+	frozen    int               // guarded by mu: of these, those that keep a file's bytes from being evicted
 	done      uint64            // guarded by mu: tasks that succeeded
 	failures  int               // guarded by mu: tasks in a row that found the server unavailable
 	lastErr   error             // guarded by mu: of the last task that failed, nil after a success
@@ -88,7 +89,6 @@ func New(tree *namespace.Tree, store *cache.Store, fetcher *fetch.Fetcher, bucke
 	defaults(&opt.Part, 8<<20)
 	defaults(&opt.MaxCopy, 5<<30)
 	defaults(&opt.HighWater, 0.8)
-	defaults(&opt.Patience, 10*time.Second)
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
