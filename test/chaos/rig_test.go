@@ -92,7 +92,7 @@ func newRig(t *testing.T, options string) *rig {
 	})
 	r.rnd = rand.New(rand.NewPCG(r.seed, 0))
 	for i := range worlds {
-		r.worlds = append(r.worlds, newWorld(m.dir, fmt.Sprintf("w%d", i)))
+		r.worlds = append(r.worlds, newWorld(m.dir, fmt.Sprintf("w%d", i), func() bool { return r.cut && r.blown.Load() }))
 	}
 	return r
 }
