@@ -27,7 +27,7 @@ func (b *bucket) CreateBucket(ctx context.Context) error {
 		in.CreateBucketConfiguration = &types.CreateBucketConfiguration{LocationConstraint: types.BucketLocationConstraint(r)}
 	}
 	mine := false
-	err := b.do(ctx, call{op: op, echo: s3.ErrBucketExists, settle: func(_ context.Context, x *exchange, e *Error) *Error {
+	err := b.do(ctx, call{op: op, kind: writes, echo: s3.ErrBucketExists, settle: func(_ context.Context, x *exchange, e *Error) *Error {
 		mine = x.code == "BucketAlreadyOwnedByYou"
 		return e
 	}}, func(ctx context.Context, api *sdk.Client) error {
@@ -76,7 +76,7 @@ func (b *bucket) DeleteBucket(ctx context.Context) error {
 	if len(page.Objects) > 0 {
 		return b.fail(op, "", s3.ErrBucketNotEmpty, "")
 	}
-	err = b.do(ctx, call{op: op}, func(ctx context.Context, api *sdk.Client) error {
+	err = b.do(ctx, call{op: op, kind: writes}, func(ctx context.Context, api *sdk.Client) error {
 		_, err := api.DeleteBucket(ctx, &sdk.DeleteBucketInput{Bucket: &b.name})
 		return err
 	})

@@ -81,7 +81,9 @@ func New(c Config) (*Client, error) {
 func (c *Client) Close() { c.release() }
 
 // Bucket returns the bucket of that name. It does not touch the network.
-func (c *Client) Bucket(name string) s3.Bucket { return &bucket{Client: c, name: name} }
+func (c *Client) Bucket(name string) s3.Bucket {
+	return &bucket{Client: c, name: name, brakes: map[string]*brake{}}
+}
 
 type bucket struct {
 	*Client
@@ -89,12 +91,25 @@ type bucket struct {
 
 	mu   sync.Mutex
 	seen time.Time // guarded by mu: when an answer last proved that the bucket exists
+	// guarded by mu: by operation, since what is denied to one may be allowed to another
+	brakes map[string]*brake
 }
 
 var _ s3.Bucket = (*bucket)(nil)
 
 // Name is the bucket's name.
 func (b *bucket) Name() string { return b.name }
+
+func (b *bucket) brake(op string) *brake {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	k := b.brakes[op]
+	if k == nil {
+		k = new(brake)
+		b.brakes[op] = k
+	}
+	return k
+}
 
 // presence is how long an answer that proved the bucket's existence lets a HEAD's 404 mean an absent key.
 const presence = 5 * time.Second

@@ -5,7 +5,11 @@
 // What it adds, and why:
 //   - Retries are its own (retry.go): the SDK's share one budget between all callers, never retry a name that does
 //     not resolve, and hide that an earlier attempt may have been applied. A conditional write whose first attempt
-//     got no answer and whose second finds the condition broken is ErrUnavailable: it may have met itself.
+//     got no answer and whose second finds the condition broken is ErrUnavailable: it may have met itself. A budget
+//     keeps repetitions to a part of what succeeds; beyond it the caller, who pauses longer, repeats.
+//   - As many requests are under way to an endpoint as it bears (limit.go), of look-ups, reads and writes each: one more
+//     after a round of successes, half after a round with a 503, a 429 or a timeout.
+//   - Requests that are denied one after the other go slowly, each operation of a bucket by itself (brake.go).
 //   - Every upload carries a CRC-32C of its body in a header, computed before the request: without one, some servers
 //     commit a truncated body when the client dies. No trailers and no chunked encoding.
 //   - 404 is believed only from an S3 server: from an error code in the answer, or from a HEAD that carries a request
@@ -22,8 +26,8 @@
 // Credentials, the access key ID included, are secrets: they print as *** and no error holds them, nor any text of
 // a server beside its error code and request ID.
 //
-// Locks: Transports.mu and bucket.mu are leaves, upload.mu is held across a read of the caller's body; none is held
-// across a request.
+// Locks: those of Transports, bucket, limiter, brake and budget are leaves, upload.mu is held across a read of the
+// caller's body; none is held across a request.
 //
 // Start reading at Client (client.go), then retry.go and errors.go.
 package s3sdk

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"net"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -35,7 +36,7 @@ func (b *bucket) Get(ctx context.Context, key s3.Key, r *s3.Range, ifMatch s3.ET
 	}
 	var body *download
 	var info s3.Info
-	err := b.do(ctx, call{op: op, key: key}, func(ctx context.Context, api *sdk.Client) error {
+	err := b.do(ctx, call{op: op, key: key, kind: reads}, func(ctx context.Context, api *sdk.Client) error {
 		out, err := api.GetObject(ctx, in, opts...)
 		if err != nil {
 			return err
@@ -47,6 +48,7 @@ func (b *bucket) Get(ctx context.Context, key s3.Key, r *s3.Range, ifMatch s3.ET
 		if r == nil {
 			d.proof = stored(out)
 		}
+		d.place = exchangeOf(ctx).keep()
 		body = d
 		return nil
 	})
@@ -78,6 +80,7 @@ type download struct {
 	proof  *proof // nil: no checksum to check the bytes against
 	twin   *twin  // nil: not asked for twice
 	sum    uint32 // CRC-32C, to compare with the twin's
+	place  *place // given up with the last byte
 	err    error
 }
 
@@ -142,6 +145,7 @@ func (d *download) Read(p []byte) (int, error) {
 	if err := d.judge(); err != nil {
 		return 0, err
 	}
+	d.place.leave(answered)
 	d.err = io.EOF
 	if n == 0 && len(p) > 0 {
 		return 0, io.EOF
@@ -175,6 +179,11 @@ func (d *download) fail(kind error, detail string, cause error) error {
 	e := d.bucket.fail("read body of", d.key, kind, "%s", detail)
 	e.cause = errors.Join(d.bucket.clean(cause), d.ctx.Err())
 	e.Detail += fmt.Sprintf(" with %d bytes to come", d.left)
+	var network net.Error
+	if errors.As(cause, &network) && network.Timeout() && d.ctx.Err() == nil {
+		d.place.leave(overloaded)
+	}
+	d.place.leave(unjudged)
 	d.err = e
 	return e
 }
@@ -182,6 +191,7 @@ func (d *download) fail(kind error, detail string, cause error) error {
 func (d *download) Close() error {
 	d.err = errors.Join(d.err, errClosed)
 	d.twin.stop()
+	d.place.leave(unjudged)
 	return d.rc.Close()
 }
 

@@ -3,14 +3,18 @@ package s3sdk
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
+	"net"
 	"net/http"
 )
 
 // exchange is one attempt of one call: what was sent and what came back. It is filled by sender.Do and read after the
 // SDK returns.
 type exchange struct {
-	long bool // wait longer for the answer
+	long  bool   // wait longer for the answer
+	place *place // held until the attempt is over
+	kept  bool   // the place is held until the answer's body has been read
 
 	sent      bool
 	err       error // the transport's
@@ -32,6 +36,30 @@ func exchangeOf(ctx context.Context) *exchange {
 		return new(exchange)
 	}
 	return x
+}
+
+// keep hands the attempt's place over to the reader of its body.
+func (x *exchange) keep() *place {
+	x.kept = true
+	return x.place
+}
+
+// verdict is what a failed attempt says about the server's load.
+func (x *exchange) verdict(ctx context.Context) verdict {
+	var network net.Error
+	switch {
+	case x.status == 0:
+		if ctx.Err() == nil && errors.As(x.err, &network) && network.Timeout() {
+			return overloaded
+		}
+		return unjudged
+	case x.status == http.StatusTooManyRequests, x.status == http.StatusServiceUnavailable,
+		x.status == http.StatusGatewayTimeout, x.status == http.StatusRequestTimeout:
+		return overloaded
+	case x.status >= 500:
+		return unjudged
+	}
+	return answered
 }
 
 const (

@@ -24,7 +24,7 @@ func (b *bucket) CreateUpload(ctx context.Context, key s3.Key, attr s3.Attribute
 		return "", b.fail(op, key, s3.ErrInvalid, "the key has a character that an answer cannot hold")
 	}
 	var id s3.UploadID
-	err := b.do(ctx, call{op: op, key: key, adds: true}, func(ctx context.Context, api *sdk.Client) error {
+	err := b.do(ctx, call{op: op, key: key, kind: writes, adds: true}, func(ctx context.Context, api *sdk.Client) error {
 		in := &sdk.CreateMultipartUploadInput{
 			Bucket: &b.name, Key: aws.String(string(key)), Metadata: attr.Meta, ContentType: optional(attr.ContentType),
 		}
@@ -61,7 +61,7 @@ func (b *bucket) UploadPart(ctx context.Context, key s3.Key, id s3.UploadID, n i
 		return s3.Part{}, err
 	}
 	part := s3.Part{Number: n, Size: body.Size, CRC32C: sum}
-	err = b.do(ctx, call{op: op, key: key}, func(ctx context.Context, api *sdk.Client) error {
+	err = b.do(ctx, call{op: op, key: key, kind: writes}, func(ctx context.Context, api *sdk.Client) error {
 		return b.send(op, key, body, func(u *upload) error {
 			out, err := api.UploadPart(ctx, &sdk.UploadPartInput{
 				Bucket: &b.name, Key: aws.String(string(key)), UploadId: aws.String(string(id)), PartNumber: aws.Int32(int32(n)),
@@ -90,7 +90,7 @@ func (b *bucket) CopyPart(ctx context.Context, key s3.Key, id s3.UploadID, n int
 		return s3.Part{}, b.fail(op, src, s3.ErrInvalid, "range [%d, %d)", r.Off, r.End)
 	}
 	part := s3.Part{Number: n, Size: r.End - r.Off}
-	err := b.do(ctx, call{op: op, key: key, long: true}, func(ctx context.Context, api *sdk.Client) error {
+	err := b.do(ctx, call{op: op, key: key, kind: writes, long: true}, func(ctx context.Context, api *sdk.Client) error {
 		out, err := api.UploadPartCopy(ctx, &sdk.UploadPartCopyInput{
 			Bucket: &b.name, Key: aws.String(string(key)), UploadId: aws.String(string(id)), PartNumber: aws.Int32(int32(n)),
 			CopySource: aws.String(copySource(b.name, src)), CopySourceIfMatch: quoted(srcMatch),
@@ -169,7 +169,7 @@ func (b *bucket) CompleteUpload(ctx context.Context, key s3.Key, id s3.UploadID,
 		}
 		info.Size += p.Size
 	}
-	err := b.do(ctx, call{op: op, key: key, long: true, settle: conditional(cond), echo: echo(cond)}, func(ctx context.Context, api *sdk.Client) error {
+	err := b.do(ctx, call{op: op, key: key, kind: writes, long: true, settle: conditional(cond), echo: echo(cond)}, func(ctx context.Context, api *sdk.Client) error {
 		out, err := api.CompleteMultipartUpload(ctx, &sdk.CompleteMultipartUploadInput{
 			Bucket: &b.name, Key: aws.String(string(key)), UploadId: aws.String(string(id)),
 			MultipartUpload: &types.CompletedMultipartUpload{Parts: done},
@@ -189,7 +189,7 @@ func (b *bucket) CompleteUpload(ctx context.Context, key s3.Key, id s3.UploadID,
 
 // AbortUpload implements s3.Bucket.
 func (b *bucket) AbortUpload(ctx context.Context, key s3.Key, id s3.UploadID) error {
-	err := b.do(ctx, call{op: "abort upload", key: key}, func(ctx context.Context, api *sdk.Client) error {
+	err := b.do(ctx, call{op: "abort upload", key: key, kind: writes}, func(ctx context.Context, api *sdk.Client) error {
 		_, err := api.AbortMultipartUpload(ctx, &sdk.AbortMultipartUploadInput{
 			Bucket: &b.name, Key: aws.String(string(key)), UploadId: aws.String(string(id)),
 		})

@@ -79,7 +79,7 @@ func (b *bucket) Put(ctx context.Context, key s3.Key, body s3.Body, attr s3.Attr
 		return s3.Info{}, err
 	}
 	var info s3.Info
-	err = b.do(ctx, call{op: op, key: key, settle: conditional(cond), echo: echo(cond)}, func(ctx context.Context, api *sdk.Client) error {
+	err = b.do(ctx, call{op: op, key: key, kind: writes, settle: conditional(cond), echo: echo(cond)}, func(ctx context.Context, api *sdk.Client) error {
 		return b.send(op, key, body, func(u *upload) error {
 			out, err := api.PutObject(ctx, &sdk.PutObjectInput{
 				Bucket: &b.name, Key: aws.String(string(key)), Body: u, ContentLength: &body.Size, ChecksumCRC32C: &sum,
@@ -158,7 +158,7 @@ func (b *bucket) Copy(ctx context.Context, src s3.Key, srcMatch s3.ETag, dst s3.
 		in.MetadataDirective, in.Metadata, in.ContentType = types.MetadataDirectiveReplace, attr.Meta, optional(attr.ContentType)
 	}
 	var info s3.Info
-	err := b.do(ctx, call{op: op, key: dst, long: true, echo: echo(cond)}, func(ctx context.Context, api *sdk.Client) error {
+	err := b.do(ctx, call{op: op, key: dst, kind: writes, long: true, echo: echo(cond)}, func(ctx context.Context, api *sdk.Client) error {
 		out, err := api.CopyObject(ctx, in)
 		if err != nil {
 			return err
@@ -191,7 +191,7 @@ func copySource(bucket string, key s3.Key) string {
 
 // Delete implements s3.Bucket.
 func (b *bucket) Delete(ctx context.Context, key s3.Key) error {
-	err := b.do(ctx, call{op: "delete", key: key}, func(ctx context.Context, api *sdk.Client) error {
+	err := b.do(ctx, call{op: "delete", key: key, kind: writes}, func(ctx context.Context, api *sdk.Client) error {
 		_, err := api.DeleteObject(ctx, &sdk.DeleteObjectInput{Bucket: &b.name, Key: aws.String(string(key))})
 		return err
 	})
@@ -236,7 +236,7 @@ func (b *bucket) deleteMany(ctx context.Context, op string, versions []s3.Versio
 		pending[v] = true
 	}
 	if len(objects) > 0 {
-		err := b.do(ctx, call{op: op}, func(ctx context.Context, api *sdk.Client) error {
+		err := b.do(ctx, call{op: op, kind: writes}, func(ctx context.Context, api *sdk.Client) error {
 			out, err := api.DeleteObjects(ctx, &sdk.DeleteObjectsInput{Bucket: &b.name, Delete: &types.Delete{Objects: objects}})
 			if err != nil {
 				return err
@@ -267,7 +267,7 @@ func (b *bucket) deleteMany(ctx context.Context, op string, versions []s3.Versio
 		}
 	}
 	for _, v := range odd {
-		err := b.do(ctx, call{op: op, key: v.Key}, func(ctx context.Context, api *sdk.Client) error {
+		err := b.do(ctx, call{op: op, key: v.Key, kind: writes}, func(ctx context.Context, api *sdk.Client) error {
 			_, err := api.DeleteObject(ctx, &sdk.DeleteObjectInput{Bucket: &b.name, Key: aws.String(string(v.Key)), VersionId: id(v)})
 			return err
 		})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"strconv"
+	"sync"
 	"time"
 
 	sdk "github.com/aws/aws-sdk-go-v2/service/s3"
@@ -22,6 +23,10 @@ const (
 type call struct {
 	op  string
 	key s3.Key
+	// kind says whose place the request takes.
+	kind kind
+	// rides: the request belongs to one that has a place and waits for this one.
+	rides bool
 	// long: the server works before it answers.
 	long bool
 	// adds: each attempt that is applied adds something, so one that may have been is not repeated here.
@@ -55,6 +60,9 @@ func (b *bucket) do(ctx context.Context, c call, attempt func(ctx context.Contex
 		if c.adds && e.Status == 0 && !e.refused {
 			return e
 		}
+		if !b.pool.budget.spend() {
+			return e
+		}
 		ambiguous = ambiguous || !e.refused
 		if !pause(ctx, backoff(n, e.after)) {
 			e.cause = errors.Join(e.cause, ctx.Err())
@@ -65,12 +73,31 @@ func (b *bucket) do(ctx context.Context, c call, attempt func(ctx context.Contex
 
 func (b *bucket) once(ctx context.Context, c call, attempt func(ctx context.Context, api *sdk.Client) error) *Error {
 	x := &exchange{long: c.long}
-	err := attempt(withExchange(ctx, x), b.api)
+	k := b.brake(c.op)
+	err := k.wait(ctx)
+	if err == nil && !c.rides {
+		x.place, err = b.pool.limits[c.kind].enter(ctx, b.Client)
+	}
+	if err != nil {
+		e := b.fail(c.op, c.key, s3.ErrUnavailable, "the context ended before its turn came")
+		e.cause, e.refused = err, true
+		return e
+	}
+	err = attempt(withExchange(ctx, x), b.api)
 	if err == nil {
+		if !x.kept {
+			x.place.leave(answered)
+		}
+		k.note(false)
+		b.pool.budget.earn()
 		b.exists(true)
 		return nil
 	}
 	e := b.failure(ctx, c.op, c.key, x, err)
+	x.place.leave(x.verdict(ctx))
+	if x.status != 0 && x.status < 500 {
+		k.note(errors.Is(e, s3.ErrAuth))
+	}
 	if c.settle != nil {
 		if e = c.settle(ctx, x, e); e == nil {
 			return nil
@@ -83,6 +110,34 @@ func (b *bucket) once(ctx context.Context, c call, attempt func(ctx context.Cont
 		b.exists(true)
 	}
 	return e
+}
+
+// budget keeps repetitions from making an overload worse: over time, one for every few requests that succeed. What it
+// refuses is left to the caller, whose pauses are longer.
+type budget struct {
+	mu     sync.Mutex
+	tokens float64 // guarded by mu
+}
+
+const (
+	maxTokens = 100
+	perToken  = 0.2 // of a token, for each success
+)
+
+func (g *budget) earn() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.tokens = min(maxTokens, g.tokens+perToken)
+}
+
+func (g *budget) spend() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.tokens < 1 {
+		return false
+	}
+	g.tokens--
+	return true
 }
 
 // backoff is full jitter over a doubling window, or what the server asks for.

@@ -4,9 +4,16 @@ package s3sdk
 type Stats struct {
 	Corrupt  int64 // bodies received whose checksum was wrong, or of which two copies differed
 	Compared int64 // bodies asked for twice, since nothing else told whether they are right
+
+	Lookups, Reads, Writes Load
 }
 
-// Stats is O(1).
-func (c *Client) Stats() Stats {
-	return Stats{Corrupt: c.pool.corrupt.Load(), Compared: c.pool.compared.Load()}
+// Stats does not wait for requests.
+func (c *Client) Stats() Stats { return c.pool.stats() }
+
+func (p *pool) stats() Stats {
+	return Stats{
+		Corrupt: p.corrupt.Load(), Compared: p.compared.Load(),
+		Lookups: p.limits[lookups].load(), Reads: p.limits[reads].load(), Writes: p.limits[writes].load(),
+	}
 }

@@ -37,11 +37,13 @@ type poolKey struct {
 	insecure bool
 }
 
-// pool has a transport for requests that are answered at once and one for those that are not: the time to wait for
+// pool is what the clients of one endpoint share. It has a transport for requests that are answered at once and one for those that are not: the time to wait for
 // the first byte of an answer is a property of a transport.
 type pool struct {
 	short, long *http.Transport
 	users       int
+	limits      [kinds]*limiter
+	budget      budget
 
 	corrupt, compared atomic.Int64 // see Stats
 }
@@ -52,7 +54,10 @@ func (t *Transports) open(c Config) (*pool, func()) {
 	defer t.mu.Unlock()
 	p := t.pools[key]
 	if p == nil {
-		p = &pool{short: newTransport(c, headerTimeout), long: newTransport(c, longHeaderTimeout)}
+		p = &pool{short: newTransport(c, headerTimeout), long: newTransport(c, longHeaderTimeout), budget: budget{tokens: maxTokens}}
+		for k := range p.limits {
+			p.limits[k] = newLimiter()
+		}
 		if t.pools == nil {
 			t.pools = map[poolKey]*pool{}
 		}

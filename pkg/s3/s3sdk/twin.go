@@ -32,7 +32,7 @@ func (b *bucket) second(ctx context.Context, key s3.Key, in sdk.GetObjectInput, 
 	// Ends with its request, or soon after stop, which waits for it.
 	go func() {
 		defer close(t.done)
-		e := b.once(ctx, call{op: "get", key: key}, func(ctx context.Context, api *sdk.Client) error {
+		e := b.once(ctx, call{op: "get", key: key, kind: reads, rides: true}, func(ctx context.Context, api *sdk.Client) error {
 			out, err := api.GetObject(ctx, &in)
 			if err != nil {
 				return err
