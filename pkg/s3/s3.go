@@ -68,10 +68,13 @@ type Info struct {
 	StorageClass string
 }
 
-// Condition guards a mutation. At most one field is set; the zero value guards nothing.
+// Condition guards a mutation. At most one of IfMatch and IfNoneMatch is set; the zero value guards nothing.
 type Condition struct {
 	IfMatch     ETag // apply only when the object exists with this ETag
 	IfNoneMatch bool // apply only when no object exists (If-None-Match: *)
+	// Compared says that the caller has just seen that the condition holds: where the server does not know it, s3probe.Guard
+	// does not look once more.
+	Compared bool
 }
 
 // Attributes go with an object when it is written. The zero value means none.
@@ -142,6 +145,9 @@ type Page struct {
 
 // Bucket is one bucket of one server.
 //
+// A condition that the server does not know is ErrNotSupported, or without effect: no answer tells. s3probe.Guard makes
+// every condition count.
+//
 // A mutation's Info holds what its answer says: the key, the ETag and the size sent. Modified is zero after Put and
 // CompleteUpload; after Copy it is set and Size is -1 (the caller knows the source); Meta is nil.
 type Bucket interface {
@@ -162,12 +168,15 @@ type Bucket interface {
 	Put(ctx context.Context, key Key, body Body, attr Attributes, cond Condition) (Info, error)
 
 	// Copy stores src, when it still has srcMatch (if set), at dst: same bytes, and the given attributes if attr is
-	// not nil, else the source's. At most 5 GiB. cond guards dst where the server can (see Conditional in the probe
-	// of the implementation); ErrNotSupported when it cannot and cond is not zero.
+	// not nil, else the source's. At most 5 GiB. cond guards dst.
 	Copy(ctx context.Context, src Key, srcMatch ETag, dst Key, attr *Attributes, cond Condition) (Info, error)
 
 	// Delete removes the object. An absent key is success.
 	Delete(ctx context.Context, key Key) error
+
+	// DeleteIf removes the object if it still has that ETag, and fails with ErrPrecondition if another one is there. An
+	// absent key is success.
+	DeleteIf(ctx context.Context, key Key, match ETag) error
 
 	// DeleteMany removes up to 1,000 objects. failed holds the keys that were not removed, each with its error;
 	// err is set when the request as a whole failed (then any subset may be gone).

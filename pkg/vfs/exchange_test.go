@@ -11,6 +11,7 @@ import (
 
 	"github.com/csi-s3/csi-s3/pkg/s3"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3fault"
+	"github.com/csi-s3/csi-s3/pkg/s3/s3mem"
 	"github.com/csi-s3/csi-s3/pkg/vfs"
 )
 
@@ -122,7 +123,7 @@ func TestAChangeMeetsAMove(t *testing.T) {
 		for _, fails := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, broken off: %v", name, fails), func(t *testing.T) {
 				v := newVolume(t, config{settle: 1})
-				v.bucket.NoCopyCondition = true
+				v.quirks(s3mem.NoCopyConditions())
 				for _, n := range []string{"1", "2", "3"} {
 					v.put("a/"+n, n)
 				}
@@ -214,7 +215,7 @@ func TestADirectoryMeetsAMove(t *testing.T) {
 		for _, fails := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, broken off: %v", name, fails), func(t *testing.T) {
 				v := newVolume(t, config{settle: 1})
-				v.bucket.NoCopyCondition = true
+				v.quirks(s3mem.NoCopyConditions())
 				v.put("a/d/1", "1")
 				v.put("a/d/2", "2")
 				v.put("a/z", "3")

@@ -26,6 +26,7 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/s3"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3fault"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3mem"
+	"github.com/csi-s3/csi-s3/pkg/s3/s3probe"
 	"github.com/csi-s3/csi-s3/pkg/vfs"
 	"github.com/csi-s3/csi-s3/pkg/writeback"
 )
@@ -59,6 +60,7 @@ type volume struct {
 	cfg    config
 	bucket *s3mem.Bucket
 	faults *s3fault.Bucket
+	guard  *s3probe.Guard // knows that the bucket honours all conditions, or nothing when it has quirks
 	fault  *atomic.Pointer[func(op s3fault.Op) s3fault.Action]
 	disk   *diskmem.FS
 	skew   *atomic.Int64 // of the clock, in nanoseconds
@@ -177,7 +179,11 @@ func (v *volume) start() {
 		Gone:    func(ino inode.Ino) { v.FS.Gone(ino) },
 	})
 	v.fetcher = fetch.New(v.faults, fetch.Options{})
-	v.executor = writeback.New(v.tree, v.store, v.fetcher, v.faults, writeback.Options{
+	v.guard = s3probe.NewGuard(v.faults)
+	if v.bucket.Quirks == nil {
+		v.guard.Know(s3probe.All(s3probe.Honoured))
+	}
+	v.executor = writeback.New(v.tree, v.store, v.fetcher, v.guard, writeback.Options{
 		Conflict: func(ino inode.Ino, kept string) { v.FS.Conflict(ino, kept) }, Patience: v.cfg.policy.IOTimeout, Part: v.cfg.part,
 	})
 	v.FS = vfs.New(vfs.Options{
@@ -297,6 +303,12 @@ func (v *volume) flush() {
 	if err := v.FlushTree(ctx, inode.Root, nil); err != nil {
 		v.t.Fatalf("flush: %v", err)
 	}
+}
+
+// quirks makes the bucket worse than write-back knows.
+func (v *volume) quirks(q s3mem.Quirks) {
+	v.bucket.Quirks = q
+	v.guard.Know(nil)
 }
 
 // break_ scripts the bucket, nil heals it.

@@ -242,7 +242,7 @@ const usageBase = 1 << 40
 func newPair(t failer, cfg config, keys []string) *pair {
 	p := &pair{m: newDir()}
 	b := s3mem.New("bucket")
-	b.NoCopyCondition = true // as on MinIO, VersityGW and Ceph
+	b.Quirks = s3mem.NoCopyConditions() // as on MinIO, VersityGW and Ceph
 	p.volume = openVolume(t, b, diskmem.New(), cfg)
 	for i, key := range keys {
 		// Of two keys that POSIX cannot have together only the first is taken.

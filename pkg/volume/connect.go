@@ -161,6 +161,10 @@ func (c *current) Copy(ctx context.Context, src s3.Key, srcMatch s3.ETag, dst s3
 
 func (c *current) Delete(ctx context.Context, key s3.Key) error { return c.now().Delete(ctx, key) }
 
+func (c *current) DeleteIf(ctx context.Context, key s3.Key, match s3.ETag) error {
+	return c.now().DeleteIf(ctx, key, match)
+}
+
 func (c *current) DeleteMany(ctx context.Context, keys []s3.Key) (map[s3.Key]error, error) {
 	return c.now().DeleteMany(ctx, keys)
 }

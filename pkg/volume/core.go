@@ -20,6 +20,7 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/journal"
 	"github.com/csi-s3/csi-s3/pkg/namespace"
 	"github.com/csi-s3/csi-s3/pkg/s3"
+	"github.com/csi-s3/csi-s3/pkg/s3/s3probe"
 	"github.com/csi-s3/csi-s3/pkg/vfs"
 	"github.com/csi-s3/csi-s3/pkg/writeback"
 )
@@ -128,7 +129,7 @@ func assemble(fsys disk.FS, writer string, spec Spec) *core {
 		id: spec.ID, disk: fsys, policy: policy, usage: &vfs.Usage{}, prefix: spec.Prefix, log: spec.Log,
 		lost: map[cache.ID]s3.Key{}, health: &health{now: time.Now}, incident: spec.Incident, stop: func() {},
 	}
-	c.bucket = watched{spec.Bucket, c.health}
+	c.bucket = s3probe.NewGuard(watched{spec.Bucket, c.health})
 	dirMode := uint32(o.DirMode.Perm())
 	if o.DirMode&os.ModeSetgid != 0 {
 		dirMode |= syscall.S_ISGID

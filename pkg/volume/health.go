@@ -176,6 +176,11 @@ func (w watched) Delete(ctx context.Context, key s3.Key) error {
 	return err
 }
 
+func (w watched) DeleteIf(ctx context.Context, key s3.Key, match s3.ETag) error {
+	_, err := watch(ctx, w.health, func() (struct{}, error) { return struct{}{}, w.Bucket.DeleteIf(ctx, key, match) })
+	return err
+}
+
 func (w watched) DeleteMany(ctx context.Context, keys []s3.Key) (map[s3.Key]error, error) {
 	return watch(ctx, w.health, func() (map[s3.Key]error, error) { return w.Bucket.DeleteMany(ctx, keys) })
 }

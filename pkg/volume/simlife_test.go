@@ -217,7 +217,9 @@ func newLife(t *testing.T, seed uint64, print bool) *life {
 		options: config.DefaultMount(),
 	}
 	l.bucket.MinPart = 1 << 10
-	l.bucket.NoCopyCondition = rnd.IntN(3) == 0
+	if rnd.IntN(3) == 0 {
+		l.bucket.Quirks = s3mem.NoCopyConditions()
+	}
 	l.weather = &weather{seed: seed, calls: map[string]uint64{}, oneIn: []int{0, 3, 5, 8, 15, 40}[rnd.IntN(6)]}
 	for at := l.begun; rnd.IntN(2) == 0; {
 		at = at.Add(time.Duration(rnd.Int64N(int64(2 * time.Minute))))

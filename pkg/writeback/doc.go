@@ -11,8 +11,8 @@
 //   - A multipart upload is in the journal (ledger) before the server hears of it. What was sent is kept over failures and
 //     restarts, as long as the bytes are the same; what nothing needs any more is aborted, and nothing else ever is.
 //
-// A server that ignores conditions on the destination of a copy leaves a window: the destination is looked at before the
-// copy, and what others write there in between is overwritten. A delete has the same window on every server.
+// Every Put, copy, completion and delete carries a condition, so the bucket must be an s3probe.Guard or as good as one: where
+// the server does not compare, the Guard looks at the object before, and what others write in between is overwritten.
 //
 // Tasks are short (one request and perhaps a HEAD) or long (multipart, directories). Short ones share Options.Meta
 // slots; long ones wait for slots of their own, so that a big upload never holds up a small one. All goroutines belong

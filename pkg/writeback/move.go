@@ -157,7 +157,7 @@ func before(key s3.Key) s3.Key {
 // that stands there is put aside first: nothing of others is overwritten.
 func (e *Executor) bring(ctx context.Context, k *namespace.Task, o s3.Info, there *s3.Info) (s3.Info, error) {
 	dst := destination(k, o.Key)
-	cond := s3.Condition{IfNoneMatch: true}
+	cond := s3.Condition{IfNoneMatch: true, Compared: true}
 	switch {
 	case there == nil:
 	case there.Size == o.Size && there.ETag == o.ETag:
@@ -170,7 +170,7 @@ func (e *Executor) bring(ctx context.Context, k *namespace.Task, o s3.Info, ther
 		}
 		fallthrough
 	default:
-		cond = s3.Condition{IfMatch: there.ETag}
+		cond = s3.Condition{IfMatch: there.ETag, Compared: true}
 	}
 	return e.duplicate(ctx, o, dst, cond)
 }
@@ -189,6 +189,7 @@ func (e *Executor) duplicate(ctx context.Context, o s3.Info, dst s3.Key, cond s3
 		attr = e.tree.Marked(src)
 	}
 	if o.Size > e.opt.MaxCopy {
+		cond.Compared = false // that will be long ago
 		k := &namespace.Task{
 			Key: dst, Cond: cond, Attr: *attr,
 			Source: namespace.Source{Key: o.Key, ETag: o.ETag, Size: o.Size},
@@ -196,7 +197,7 @@ func (e *Executor) duplicate(ctx context.Context, o s3.Info, dst s3.Key, cond s3
 		return e.multipart(ctx, k, nil, o.Size, ranges(k.Source, min(copyStep, e.opt.MaxCopy)))
 	}
 	return persist(ctx, func() (s3.Info, error) {
-		info, err := e.copyObject(ctx, o.Key, o.ETag, dst, attr, cond)
+		info, err := e.bucket.Copy(ctx, o.Key, o.ETag, dst, attr, cond)
 		info.Size = o.Size
 		return info, err
 	})

@@ -14,6 +14,7 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/namespace"
 	"github.com/csi-s3/csi-s3/pkg/s3"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3fault"
+	"github.com/csi-s3/csi-s3/pkg/s3/s3mem"
 )
 
 // fill puts n objects below a prefix, with a directory's marker and some keys that have no name.
@@ -365,7 +366,7 @@ func TestRemoveAndMakeAgain(t *testing.T) {
 // Servers without a condition on copies: what stands there is looked at instead.
 func TestServerWithoutCopyConditions(t *testing.T) {
 	r := newRig(t, small)
-	r.bucket.NoCopyCondition = true
+	r.quirks(s3mem.NoCopyConditions())
 	body := noise(1000)
 	r.put("a", body)
 	r.learn("a")

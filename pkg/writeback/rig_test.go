@@ -23,6 +23,7 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/s3"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3fault"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3mem"
+	"github.com/csi-s3/csi-s3/pkg/s3/s3probe"
 	"github.com/csi-s3/csi-s3/pkg/writeback"
 )
 
@@ -38,6 +39,7 @@ type rig struct {
 	bucket *s3mem.Bucket
 	server func(s3.Bucket) s3.Bucket // what the faults are put upon; nil: bucket itself
 	faults *s3fault.Bucket
+	guard  *s3probe.Guard // what the Executor has: it knows that the bucket honours all, or nothing when there are quirks
 	script atomic.Pointer[func(s3fault.Op) s3fault.Action]
 	disk   *diskmem.FS
 	dir    string       // of the cache when it is not on disk
@@ -97,7 +99,11 @@ func (r *rig) start() {
 	r.tree = namespace.New(names)
 	r.fetcher = fetch.New(r.faults, fetch.Options{})
 	r.opt.Log = slog.New(slog.DiscardHandler)
-	r.exec = writeback.New(r.tree, r.store, r.fetcher, r.faults, r.opt)
+	r.guard = s3probe.NewGuard(r.faults)
+	if r.bucket.Quirks == nil {
+		r.guard.Know(s3probe.All(s3probe.Honoured))
+	}
+	r.exec = writeback.New(r.tree, r.store, r.fetcher, r.guard, r.opt)
 	var err error
 	r.journal, err = journal.Open(fsys, "journal", journal.Options{}, func(frame []journal.Record) error {
 		for _, rec := range frame {
@@ -162,6 +168,12 @@ func (r *rig) faulty(f func(s3fault.Op) s3fault.Action) {
 		return
 	}
 	r.script.Store(&f)
+}
+
+// quirks makes the bucket worse than the Executor knows.
+func (r *rig) quirks(q s3mem.Quirks) {
+	r.bucket.Quirks = q
+	r.guard.Know(nil)
 }
 
 // nth makes the nth call (from 1) of a method meet an action, counted from now.

@@ -236,6 +236,11 @@ func (e *Executor) do(k *namespace.Task) error {
 
 // delete removes the task's object. What it leaves, because it is not ours, is returned.
 func (e *Executor) delete(ctx context.Context, k *namespace.Task) (s3.Info, error) {
+	if !k.Unsure && k.Source.ETag != "" {
+		if err := e.bucket.DeleteIf(ctx, k.Key, k.Source.ETag); !errors.Is(err, s3.ErrPrecondition) {
+			return s3.Info{}, err
+		}
+	}
 	info, err := e.bucket.Head(ctx, k.Key)
 	switch {
 	case errors.Is(err, s3.ErrNotExist):
@@ -245,7 +250,7 @@ func (e *Executor) delete(ctx context.Context, k *namespace.Task) (s3.Info, erro
 	case (k.Unsure || info.ETag != k.Source.ETag) && !e.tree.Ours(k, info):
 		return info, nil
 	}
-	return s3.Info{}, e.bucket.Delete(ctx, k.Key)
+	return s3.Info{}, e.bucket.DeleteIf(ctx, k.Key, info.ETag)
 }
 
 // endedError: the tree knows already that the task is over.

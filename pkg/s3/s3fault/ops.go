@@ -41,6 +41,11 @@ func (b *Bucket) Delete(ctx context.Context, key s3.Key) error {
 	return b.run(ctx, "Delete", key, func() error { return b.inner.Delete(ctx, key) })
 }
 
+// DeleteIf is scripted as a Delete.
+func (b *Bucket) DeleteIf(ctx context.Context, key s3.Key, match s3.ETag) error {
+	return b.run(ctx, "Delete", key, func() error { return b.inner.DeleteIf(ctx, key, match) })
+}
+
 // DeleteMany is scripted.
 func (b *Bucket) DeleteMany(ctx context.Context, keys []s3.Key) (map[s3.Key]error, error) {
 	return one(ctx, b, "DeleteMany", first(keys), func() (map[s3.Key]error, error) { return b.inner.DeleteMany(ctx, keys) })

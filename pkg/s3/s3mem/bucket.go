@@ -28,11 +28,10 @@ const (
 type Bucket struct {
 	// MinPart is the least size in bytes of every part but the last, 0 means 5 MiB.
 	MinPart int64
-	// NoCopyCondition makes Copy return ErrNotSupported for a condition on the destination, as on servers that
-	// ignore it (MinIO, VersityGW, Ceph before 20).
-	NoCopyCondition bool
 	// EmptyPrefixes makes List go on to show the common prefixes of keys that were removed, as MinIO does for a while.
 	EmptyPrefixes bool
+	// Quirks says which conditions the server does not honour. A server as Amazon's has none.
+	Quirks Quirks
 	// Now is the server's clock, nil means time.Now.
 	Now func() time.Time
 
@@ -106,15 +105,20 @@ func (b *Bucket) objectLocked(op string, key s3.Key) (*object, error) {
 	return o, nil
 }
 
-func (b *Bucket) conditionLocked(op string, key s3.Key, cond s3.Condition) error {
+// absentLocked evaluates an If-None-Match: * for key, matchLocked an If-Match; a condition that is not set holds.
+func (b *Bucket) absentLocked(op string, f s3.Feature, key s3.Key, set bool) error {
+	if !set {
+		return nil
+	}
+	return b.quirk(op, f, key, b.objects[key] == nil)
+}
+
+func (b *Bucket) matchLocked(op string, f s3.Feature, key s3.Key, tag s3.ETag) error {
+	if tag == "" {
+		return nil
+	}
 	o := b.objects[key]
-	if cond.IfNoneMatch && o != nil {
-		return b.failf(op, key, s3.ErrPrecondition, "object exists")
-	}
-	if cond.IfMatch != "" && (o == nil || o.info.ETag != cond.IfMatch) {
-		return b.failf(op, key, s3.ErrPrecondition, "ETag is not %s", cond.IfMatch)
-	}
-	return nil
+	return b.quirk(op, f, key, o != nil && o.info.ETag == tag)
 }
 
 func (b *Bucket) storeLocked(o *object) {

@@ -111,8 +111,8 @@ func (b *Bucket) CopyPart(ctx context.Context, key s3.Key, id s3.UploadID, n int
 	if err != nil {
 		return s3.Part{}, err
 	}
-	if srcMatch != "" && from.info.ETag != srcMatch {
-		return s3.Part{}, b.failf(op, src, s3.ErrPrecondition, "source's ETag is not %s", srcMatch)
+	if err := b.matchLocked(op, s3.CopyPartIfMatch, src, srcMatch); err != nil {
+		return s3.Part{}, err
 	}
 	if r.Off < 0 || r.End <= r.Off || r.End > from.info.Size || r.End-r.Off > maxPut {
 		return s3.Part{}, b.failf(op, src, s3.ErrInvalid, "range [%d, %d) of %d bytes", r.Off, r.End, from.info.Size)
@@ -186,7 +186,10 @@ func (b *Bucket) CompleteUpload(ctx context.Context, key s3.Key, id s3.UploadID,
 		}
 		sums = append(sums, sum...)
 	}
-	if err := b.conditionLocked(op, key, cond); err != nil {
+	if err := b.absentLocked(op, s3.CompleteIfNoneMatch, key, cond.IfNoneMatch); err != nil {
+		return s3.Info{}, err
+	}
+	if err := b.matchLocked(op, s3.CompleteIfMatch, key, cond.IfMatch); err != nil {
 		return s3.Info{}, err
 	}
 	total := md5.Sum(sums)

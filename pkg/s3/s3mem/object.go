@@ -79,7 +79,10 @@ func (b *Bucket) Put(ctx context.Context, key s3.Key, body s3.Body, attr s3.Attr
 	if err := b.existsLocked(op, key); err != nil {
 		return s3.Info{}, err
 	}
-	if err := b.conditionLocked(op, key, cond); err != nil {
+	if err := b.absentLocked(op, s3.PutIfNoneMatch, key, cond.IfNoneMatch); err != nil {
+		return s3.Info{}, err
+	}
+	if err := b.matchLocked(op, s3.PutIfMatch, key, cond.IfMatch); err != nil {
 		return s3.Info{}, err
 	}
 	o.info.Modified = b.now()
@@ -106,9 +109,6 @@ func (b *Bucket) Copy(ctx context.Context, src s3.Key, srcMatch s3.ETag, dst s3.
 	if err := b.checkKey(op, dst); err != nil {
 		return s3.Info{}, err
 	}
-	if b.NoCopyCondition && cond != (s3.Condition{}) {
-		return s3.Info{}, b.failf(op, dst, s3.ErrNotSupported, "condition on the destination")
-	}
 	if src == dst && attr == nil {
 		return s3.Info{}, b.failf(op, dst, s3.ErrInvalid, "copy onto itself without new attributes")
 	}
@@ -125,13 +125,16 @@ func (b *Bucket) Copy(ctx context.Context, src s3.Key, srcMatch s3.ETag, dst s3.
 	if err != nil {
 		return s3.Info{}, err
 	}
-	if srcMatch != "" && from.info.ETag != srcMatch {
-		return s3.Info{}, b.failf(op, src, s3.ErrPrecondition, "source's ETag is not %s", srcMatch)
+	if err := b.matchLocked(op, s3.CopySourceIfMatch, src, srcMatch); err != nil {
+		return s3.Info{}, err
 	}
 	if from.info.Size > maxPut {
 		return s3.Info{}, b.failf(op, src, s3.ErrInvalid, "source has %d bytes, the most is %d", from.info.Size, int64(maxPut))
 	}
-	if err := b.conditionLocked(op, dst, cond); err != nil {
+	if err := b.absentLocked(op, s3.CopyIfNoneMatch, dst, cond.IfNoneMatch); err != nil {
+		return s3.Info{}, err
+	}
+	if err := b.matchLocked(op, s3.CopyIfMatch, dst, cond.IfMatch); err != nil {
 		return s3.Info{}, err
 	}
 	if attr == nil {
@@ -144,7 +147,10 @@ func (b *Bucket) Copy(ctx context.Context, src s3.Key, srcMatch s3.ETag, dst s3.
 }
 
 // Delete removes the object.
-func (b *Bucket) Delete(ctx context.Context, key s3.Key) error {
+func (b *Bucket) Delete(ctx context.Context, key s3.Key) error { return b.DeleteIf(ctx, key, "") }
+
+// DeleteIf removes the object if it has that ETag.
+func (b *Bucket) DeleteIf(ctx context.Context, key s3.Key, match s3.ETag) error {
 	const op = "delete"
 	if err := b.ended(ctx, op, key); err != nil {
 		return err
@@ -155,6 +161,12 @@ func (b *Bucket) Delete(ctx context.Context, key s3.Key) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.existsLocked(op, key); err != nil {
+		return err
+	}
+	if b.objects[key] == nil {
+		return nil
+	}
+	if err := b.matchLocked(op, s3.DeleteIfMatch, key, match); err != nil {
 		return err
 	}
 	b.removeLocked(key)

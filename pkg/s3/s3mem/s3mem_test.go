@@ -68,14 +68,29 @@ func TestCompletingTwiceIsNoUpload(t *testing.T) {
 	}
 }
 
-func TestNoCopyCondition(t *testing.T) {
-	b := s3mem.New("b")
-	b.NoCopyCondition = true
-	if _, err := b.Put(t.Context(), "k", body("x"), s3.Attributes{}, s3.Condition{}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := b.Copy(t.Context(), "k", "", "l", nil, s3.Condition{IfNoneMatch: true}); !errors.Is(err, s3.ErrNotSupported) {
-		t.Fatal(err)
+func TestQuirks(t *testing.T) {
+	for _, c := range []struct {
+		quirk        s3mem.Quirk
+		holds, fails error
+	}{
+		{s3mem.Honours, nil, s3.ErrPrecondition},
+		{s3mem.Ignores, nil, nil},
+		{s3mem.Refuses, s3.ErrNotSupported, s3.ErrNotSupported},
+		{s3mem.Misreads, s3.ErrPrecondition, s3.ErrPrecondition},
+	} {
+		b := s3mem.New("b")
+		b.Quirks = s3mem.Quirks{s3.PutIfNoneMatch: c.quirk}
+		for _, want := range []error{c.holds, c.fails} {
+			if _, err := b.Put(t.Context(), "k", body("x"), s3.Attributes{}, s3.Condition{IfNoneMatch: true}); !errors.Is(err, want) {
+				t.Errorf("%v: %v, want %v", c.quirk, err, want)
+			}
+			if _, err := b.Put(t.Context(), "k", body("x"), s3.Attributes{}, s3.Condition{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := b.Put(t.Context(), "k", body("x"), s3.Attributes{}, s3.Condition{IfMatch: "other"}); !errors.Is(err, s3.ErrPrecondition) {
+			t.Errorf("%v reaches another condition: %v", c.quirk, err)
+		}
 	}
 }
 

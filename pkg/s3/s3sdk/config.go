@@ -37,9 +37,6 @@ type Config struct {
 	Credentials Credentials
 	// Attempts is how often a request is tried before its transient error is returned; 0 means 4, 1 means no retry.
 	Attempts int
-	// CopyConditions says that a probe found the server to honour conditions on the destination of a copy. Servers
-	// without the feature ignore such a header; Copy with a condition is ErrNotSupported unless this is set.
-	CopyConditions bool
 	// Transports shares connections between clients of one endpoint; nil means connections of its own.
 	Transports *Transports
 }

@@ -121,7 +121,7 @@ func conditional(cond s3.Condition) func(context.Context, *exchange, *Error) *Er
 }
 
 func echo(cond s3.Condition) error {
-	if cond == (s3.Condition{}) {
+	if cond.IfMatch == "" && !cond.IfNoneMatch {
 		return nil
 	}
 	return s3.ErrPrecondition
@@ -144,9 +144,6 @@ func optional(s string) *string {
 // Copy implements s3.Bucket.
 func (b *bucket) Copy(ctx context.Context, src s3.Key, srcMatch s3.ETag, dst s3.Key, attr *s3.Attributes, cond s3.Condition) (s3.Info, error) {
 	const op = "copy"
-	if cond != (s3.Condition{}) && !b.cfg.CopyConditions {
-		return s3.Info{}, b.fail(op, dst, s3.ErrNotSupported, "no probe showed that this server honours conditions on a copy's destination")
-	}
 	in := &sdk.CopyObjectInput{
 		Bucket: &b.name, Key: aws.String(string(dst)), CopySource: aws.String(copySource(b.name, src)), CopySourceIfMatch: quoted(srcMatch),
 		MetadataDirective: types.MetadataDirectiveCopy, IfMatch: quoted(cond.IfMatch), IfNoneMatch: star(cond.IfNoneMatch),
@@ -193,6 +190,18 @@ func copySource(bucket string, key s3.Key) string {
 func (b *bucket) Delete(ctx context.Context, key s3.Key) error {
 	err := b.do(ctx, call{op: "delete", key: key, kind: writes}, func(ctx context.Context, api *sdk.Client) error {
 		_, err := api.DeleteObject(ctx, &sdk.DeleteObjectInput{Bucket: &b.name, Key: aws.String(string(key))})
+		return err
+	})
+	if errors.Is(err, s3.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// DeleteIf implements s3.Bucket.
+func (b *bucket) DeleteIf(ctx context.Context, key s3.Key, match s3.ETag) error {
+	err := b.do(ctx, call{op: "delete", key: key, echo: s3.ErrPrecondition}, func(ctx context.Context, api *sdk.Client) error {
+		_, err := api.DeleteObject(ctx, &sdk.DeleteObjectInput{Bucket: &b.name, Key: aws.String(string(key)), IfMatch: quoted(match)})
 		return err
 	})
 	if errors.Is(err, s3.ErrNotExist) {

@@ -218,6 +218,9 @@ func TestConditionsOnTheWire(t *testing.T) {
 		if r.Method == http.MethodPost {
 			xml(w, `<CompleteMultipartUploadResult><ETag>"t"</ETag></CompleteMultipartUploadResult>`)
 		}
+		if r.Header.Get("X-Amz-Copy-Source") != "" {
+			xml(w, `<CopyObjectResult><ETag>"t"</ETag></CopyObjectResult>`)
+		}
 	})
 	b := open(t, config(s.URL))
 	for _, cond := range []s3.Condition{{}, {IfMatch: "tag"}, {IfNoneMatch: true}} {
@@ -227,9 +230,18 @@ func TestConditionsOnTheWire(t *testing.T) {
 		if _, err := b.CompleteUpload(t.Context(), "k", "id", []s3.Part{{Number: 1, ETag: "e"}}, cond); err != nil {
 			t.Fatal(err)
 		}
+		if _, err := b.Copy(t.Context(), "src", "", "k", nil, cond); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.DeleteIf(t.Context(), "k", cond.IfMatch); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for i, want := range [][2]string{{"", ""}, {`"tag"`, ""}, {"", "*"}} {
-		for _, r := range s.seen()[2*i : 2*i+2] {
+		for _, r := range s.seen()[4*i : 4*i+4] {
+			if r.Method == http.MethodDelete {
+				want[1] = "" // it has no If-None-Match
+			}
 			if got := [2]string{r.Header.Get("If-Match"), r.Header.Get("If-None-Match")}; got != want {
 				t.Errorf("%s: %q, want %q", r.Method, got, want)
 			}

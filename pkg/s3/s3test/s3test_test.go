@@ -13,14 +13,6 @@ func TestMemory(t *testing.T) {
 	s3test.Run(t, func(*testing.T) s3.Bucket { return s3mem.New("bucket") }, s3test.Options{})
 }
 
-func TestMemoryWithoutCopyConditions(t *testing.T) {
-	s3test.Run(t, func(*testing.T) s3.Bucket {
-		b := s3mem.New("bucket")
-		b.NoCopyCondition = true
-		return b
-	}, s3test.Options{NoCopyCondition: true})
-}
-
 func TestFaultless(t *testing.T) {
 	s3test.Run(t, func(*testing.T) s3.Bucket { return s3fault.New(s3mem.New("bucket")) }, s3test.Options{})
 }

@@ -26,12 +26,10 @@ type Options struct {
 	NoOverlap bool
 	// NoMarkerBody: an object whose key ends in "/" must be empty.
 	NoMarkerBody bool
-	// NoCopyCondition: Copy returns ErrNotSupported for a condition on the destination.
-	NoCopyCondition bool
 	// NoContentType: the content type of an object is not kept.
 	NoContentType bool
-	// RacyIfMatch: of concurrent Puts with the same IfMatch more than one may win.
-	RacyIfMatch bool
+	// RacyConditions: of concurrent Puts under the same condition more than one may win.
+	RacyConditions bool
 }
 
 // minPart is the least size in bytes of a part that is not the last.
@@ -71,6 +69,7 @@ func Run(t *testing.T, open func(t *testing.T) s3.Bucket, opt Options) {
 		{"Copy", copyObject},
 		{"CopyConditions", copyConditions},
 		{"Delete", deleteObject},
+		{"DeleteIf", deleteIf},
 		{"DeleteMany", deleteMany},
 		{"Canceled", canceled},
 		{"ListEmpty", listEmpty},
