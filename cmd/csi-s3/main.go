@@ -67,7 +67,7 @@ answer (may work later), 5 stopped while data is not yet in the bucket (the cach
 		return usageError("%w; see '%s --help'", err, c.CommandPath())
 	})
 	root.PersistentFlags().Var(&levelFlag{&p.logLevel}, "log-level", "what is logged to standard error: debug, info, warn or error")
-	root.AddCommand(p.driverCommand(), p.mountCommand(), p.flushCommand(), p.statusCommand(), p.recoverCommand(), p.versionCommand())
+	root.AddCommand(p.driverCommand(), p.mountCommand(), p.flushCommand(), p.statusCommand(), p.probeCommand(), p.recoverCommand(), p.versionCommand())
 	// An unknown command is a usage error too; cobra has no hook for it but this one.
 	root.RunE = func(c *cobra.Command, args []string) error {
 		if len(args) > 0 {

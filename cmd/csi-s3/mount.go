@@ -55,16 +55,22 @@ Options of -o:
 		Args: exactly("s3://BUCKET[/PREFIX]", "DIR"),
 		RunE: func(c *cobra.Command, args []string) error { return p.mount(c.Context(), f, args[0], args[1]) },
 	}
+	f.server(c)
 	fl := c.Flags()
-	fl.StringVar(&f.endpoint, "endpoint", "", "URL of the S3 server (default: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, the profile, else AWS itself)")
-	fl.StringVar(&f.region, "region", "", "region to sign for (default: AWS_REGION, the profile, else us-east-1)")
 	fl.StringVar(&f.cacheDir, "cache-dir", "", "directory of the caches, one below it for each bucket and prefix (default: /var/cache/csi-s3, for others than root csi-s3 in the user's cache directory)")
-	fl.StringVar(&f.caBundle, "ca-bundle", "", "file with PEM certificates that the server's certificate may be signed by")
-	fl.BoolVar(&f.insecure, "insecure", false, "do not verify the server's certificate")
-	fl.BoolVar(&f.virtualHost, "virtual-host", false, "address the bucket as BUCKET.HOST instead of HOST/BUCKET")
 	fl.StringSliceVarP(&f.options, "option", "o", nil, "mount options OPT,OPT=VALUE,...; an unknown one is refused")
 	fl.Var(&f.memory, "memory", memoryUsage)
 	return c
+}
+
+// server adds the flags that say where the bucket is.
+func (f *mountFlags) server(c *cobra.Command) {
+	fl := c.Flags()
+	fl.StringVar(&f.endpoint, "endpoint", "", "URL of the S3 server (default: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, the profile, else AWS itself)")
+	fl.StringVar(&f.region, "region", "", "region to sign for (default: AWS_REGION, the profile, else us-east-1)")
+	fl.StringVar(&f.caBundle, "ca-bundle", "", "file with PEM certificates that the server's certificate may be signed by")
+	fl.BoolVar(&f.insecure, "insecure", false, "do not verify the server's certificate")
+	fl.BoolVar(&f.virtualHost, "virtual-host", false, "address the bucket as BUCKET.HOST instead of HOST/BUCKET")
 }
 
 func (p *process) mount(ctx context.Context, f mountFlags, source, dir string) error {
@@ -101,6 +107,7 @@ func (p *process) mount(ctx context.Context, f mountFlags, source, dir string) e
 	v, err := volume.Mount(ctx, volume.Spec{
 		ID:       at.volumeID(),
 		Bucket:   b,
+		Server:   conf.Endpoint,
 		Prefix:   prefix,
 		Dir:      dir,
 		CacheDir: cacheDir,

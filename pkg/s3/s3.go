@@ -66,6 +66,8 @@ type Info struct {
 	// ContentType, StorageClass are empty when the server does not say.
 	ContentType  string
 	StorageClass string
+	// Checked: the body that Get returned with it is held to a checksum that is stored with the object.
+	Checked bool
 }
 
 // Condition guards a mutation. At most one of IfMatch and IfNoneMatch is set; the zero value guards nothing.

@@ -22,6 +22,7 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/s3"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3probe"
 	"github.com/csi-s3/csi-s3/pkg/vfs"
+	"github.com/csi-s3/csi-s3/pkg/volmeta"
 	"github.com/csi-s3/csi-s3/pkg/writeback"
 )
 
@@ -58,11 +59,14 @@ type core struct {
 	usage    *vfs.Usage
 	policy   vfs.Policy
 	bucket   s3.Bucket
+	server   string // URL of the endpoint, or ""
 	prefix   s3.Key
 	log      *slog.Logger
 	lost     map[cache.ID]s3.Key // changes that the last loss of power made unusable, and the keys that their files had
 	health   *health
 	incident func(Reason, string) // nil: nobody listens
+
+	conditions *s3probe.Guard // the bucket, too
 
 	sick        atomic.Pointer[error] // why the journal takes no more changes
 	conflicts   atomic.Int64          // files whose names others' objects took
@@ -126,10 +130,11 @@ func assemble(fsys disk.FS, writer string, spec Spec) *core {
 		ReadOnly: o.ReadOnly, Capacity: o.Size, IOTimeout: o.IOTimeout,
 	}
 	c := &core{
-		id: spec.ID, disk: fsys, policy: policy, usage: &vfs.Usage{}, prefix: spec.Prefix, log: spec.Log,
+		id: spec.ID, disk: fsys, policy: policy, usage: &vfs.Usage{}, server: spec.Server, prefix: spec.Prefix, log: spec.Log,
 		lost: map[cache.ID]s3.Key{}, health: &health{now: time.Now}, incident: spec.Incident, stop: func() {},
 	}
-	c.bucket = s3probe.NewGuard(watched{spec.Bucket, c.health})
+	c.conditions = s3probe.NewGuard(watched{spec.Bucket, c.health})
+	c.bucket = c.conditions
 	dirMode := uint32(o.DirMode.Perm())
 	if o.DirMode&os.ModeSetgid != 0 {
 		dirMode |= syscall.S_ISGID
@@ -260,6 +265,9 @@ func (c *core) start(ctx context.Context) {
 	c.executor.Start()
 	c.wg.Go(func() { c.tend(ctx) })
 	c.wg.Go(func() { c.guard(ctx) })
+	if c.server != "" && !c.policy.ReadOnly {
+		c.wg.Go(func() { c.conditions.Learn(ctx, c.prefix+volmeta.Dir, c.server, c.log) })
+	}
 	if c.policy.Capacity > 0 {
 		c.wg.Go(func() { c.count(ctx, held) })
 	}

@@ -132,7 +132,7 @@ func (s *Set) mount(ctx context.Context, r StageRequest) (_ *staged, err error) 
 		}
 	}
 	m, err := mount(ctx, Spec{
-		ID: r.ID.String(), Bucket: b, Prefix: s3.Key(r.ID.Prefix), Dir: r.Dir, CacheDir: n.cache, Options: r.Options,
+		ID: r.ID.String(), Bucket: b, Server: r.Secret.Endpoint, Prefix: s3.Key(r.ID.Prefix), Dir: r.Dir, CacheDir: n.cache, Options: r.Options,
 		Log: s.Log, Incident: func(reason Reason, message string) { s.tell(r.ID, reason, message) },
 	})
 	if err != nil {

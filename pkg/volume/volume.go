@@ -20,6 +20,7 @@ import (
 type Spec struct {
 	ID       string       // volume ID: BUCKET or BUCKET/PREFIX
 	Bucket   s3.Bucket    // an open client of the bucket
+	Server   string       // URL of its endpoint. "": nobody finds out what it supports, and all is compared
 	Prefix   s3.Key       // "" or a prefix that ends with a slash
 	Dir      string       // mount point, an existing directory
 	CacheDir string       // directory of this volume's cache and journal, made if missing, mode 0700

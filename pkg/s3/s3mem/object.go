@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"maps"
+	"strings"
 
 	"github.com/csi-s3/csi-s3/pkg/s3"
 )
@@ -56,7 +57,13 @@ func (b *Bucket) Get(ctx context.Context, key s3.Key, r *s3.Range, ifMatch s3.ET
 		}
 		data = data[r.Off:min(r.End, o.info.Size)]
 	}
-	return io.NopCloser(bytes.NewReader(data)), o.described(), nil
+	info := o.described()
+	f := s3.StoredChecksum
+	if strings.Contains(string(info.ETag), "-") {
+		f = s3.MultipartChecksum
+	}
+	info.Checked = r == nil && b.Quirks[f] == Honours
+	return io.NopCloser(bytes.NewReader(data)), info, nil
 }
 
 // Put stores the object.

@@ -30,10 +30,30 @@ func All(answer Answer) Answers {
 	return a
 }
 
+// merge takes over what b knows and a does not.
+func (a Answers) merge(b Answers) Answers {
+	all := Answers{}
+	maps.Copy(all, b)
+	maps.Copy(all, a)
+	return all
+}
+
+// lacking names what the server is known not to do.
+func (a Answers) lacking() []string {
+	var names []string
+	for _, f := range Features() {
+		if a[f] == Ignored || a[f] == Refused {
+			names = append(names, string(f))
+		}
+	}
+	return names
+}
+
 // Features are all that a probe asks for, in the order in which a report names them.
 func Features() []s3.Feature {
 	return []s3.Feature{
 		s3.PutIfNoneMatch, s3.PutIfMatch, s3.CompleteIfNoneMatch, s3.CompleteIfMatch, s3.CopyIfNoneMatch, s3.CopyIfMatch,
 		s3.CopySourceIfMatch, s3.CopyPartIfMatch, s3.DeleteIfMatch,
+		s3.StoredChecksum, s3.MultipartChecksum, s3.MultipartRange, s3.EncodedKeys, s3.MultiDelete,
 	}
 }

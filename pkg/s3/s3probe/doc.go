@@ -4,5 +4,8 @@
 // Guard makes every condition of an s3.Bucket count: it sends those that the server is known to honour and compares the
 // object before all others. What is not known is taken for absent.
 //
-// The Guard's lock is not held over a request.
+// Probe finds out, on scratch objects. Guard.Learn does so in the background, at most once a day for a volume, and keeps the
+// result as a Record in the volume; no request waits for it. A server that does not answer is asked again.
+//
+// The Guard's lock is not held over a request. Start reading in guard.go, then probe.go.
 package s3probe

@@ -47,6 +47,7 @@ func (b *bucket) Get(ctx context.Context, key s3.Key, r *s3.Range, ifMatch s3.ET
 		}
 		if r == nil {
 			d.proof = stored(out)
+			info.Checked = d.proof != nil
 		}
 		d.place = exchangeOf(ctx).keep()
 		body = d
