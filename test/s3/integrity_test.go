@@ -94,7 +94,7 @@ func wrongBits(t *testing.T, endpoint, accessKey, secretKey string) {
 	for range 100 {
 		read("small", nil, small)
 	}
-	if s := c.Stats(); s.Compared != before.Compared || s.Corrupt != flips.Load() {
+	if s := c.Stats(); s.Compared != before.Compared || s.Corrupt == 0 || s.Corrupt > flips.Load() {
 		t.Errorf("%d bodies turned over: %+v", flips.Load(), s)
 	}
 	for range 10 {

@@ -9,6 +9,7 @@
 //     keeps repetitions to a part of what succeeds; beyond it the caller, who pauses longer, repeats.
 //   - As many requests are under way to an endpoint as it bears (limit.go), of look-ups, reads and writes each: one more
 //     after a round of successes, half after a round with a 503, a 429 or a timeout.
+//   - A small read whose first byte is late is asked for a second time, one in twenty at most (hedge.go).
 //   - Requests that are denied one after the other go slowly, each operation of a bucket by itself (brake.go).
 //   - Every upload carries a CRC-32C of its body in a header, computed before the request: without one, some servers
 //     commit a truncated body when the client dies. No trailers and no chunked encoding.
@@ -26,7 +27,7 @@
 // Credentials, the access key ID included, are secrets: they print as *** and no error holds them, nor any text of
 // a server beside its error code and request ID.
 //
-// Locks: those of Transports, bucket, limiter, brake and budget are leaves, upload.mu is held across a read of the
+// Locks: those of Transports, bucket, limiter, brake, budget and pace are leaves, upload.mu is held across a read of the
 // caller's body; none is held across a request.
 //
 // Start reading at Client (client.go), then retry.go and errors.go.

@@ -37,13 +37,15 @@ func (b *bucket) Get(ctx context.Context, key s3.Key, r *s3.Range, ifMatch s3.ET
 	var body *download
 	var info s3.Info
 	err := b.do(ctx, call{op: op, key: key, kind: reads}, func(ctx context.Context, api *sdk.Client) error {
-		out, err := api.GetObject(ctx, in, opts...)
+		out, release, err := b.ask(ctx, api, in, r, opts...)
 		if err != nil {
 			return err
 		}
-		d := &download{rc: out.Body, ctx: ctx, bucket: b, key: key, left: aws.ToInt64(out.ContentLength)}
+		d := &download{rc: out.Body, release: release, ctx: ctx, bucket: b, key: key, left: aws.ToInt64(out.ContentLength)}
 		if info, err = d.describe(out, r, ifMatch); err != nil {
-			return errors.Join(err, out.Body.Close())
+			err = errors.Join(err, out.Body.Close())
+			release()
+			return err
 		}
 		if r == nil {
 			d.proof = stored(out)
@@ -73,16 +75,17 @@ func withChecksum(o *sdk.Options) {
 
 // download is the body of a Get: exactly left bytes more, or an error.
 type download struct {
-	rc     io.ReadCloser
-	ctx    context.Context // of the request: its end ends the body
-	bucket *bucket
-	key    s3.Key
-	left   int64
-	proof  *proof // nil: no checksum to check the bytes against
-	twin   *twin  // nil: not asked for twice
-	sum    uint32 // CRC-32C, to compare with the twin's
-	place  *place // given up with the last byte
-	err    error
+	rc      io.ReadCloser
+	release func()          // ends the request; called by Close
+	ctx     context.Context // of the request: its end ends the body
+	bucket  *bucket
+	key     s3.Key
+	left    int64
+	proof   *proof // nil: no checksum to check the bytes against
+	twin    *twin  // nil: not asked for twice
+	sum     uint32 // CRC-32C, to compare with the twin's
+	place   *place // given up with the last byte
+	err     error
 }
 
 // describe checks that the answer is what was asked for: a server may not know ranges or conditions.
@@ -193,7 +196,9 @@ func (d *download) Close() error {
 	d.err = errors.Join(d.err, errClosed)
 	d.twin.stop()
 	d.place.leave(unjudged)
-	return d.rc.Close()
+	err := d.rc.Close()
+	d.release()
+	return err
 }
 
 var errClosed = errors.New("read of a closed body")

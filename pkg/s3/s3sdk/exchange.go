@@ -44,6 +44,11 @@ func (x *exchange) keep() *place {
 	return x.place
 }
 
+// take makes what was seen of another request of the same attempt what was seen of it.
+func (x *exchange) take(y *exchange) {
+	x.sent, x.err, x.status, x.code, x.requestID, x.after = y.sent, y.err, y.status, y.code, y.requestID, y.after
+}
+
 // verdict is what a failed attempt says about the server's load.
 func (x *exchange) verdict(ctx context.Context) verdict {
 	var network net.Error

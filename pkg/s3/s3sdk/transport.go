@@ -44,6 +44,7 @@ type pool struct {
 	users       int
 	limits      [kinds]*limiter
 	budget      budget
+	pace        pace
 
 	corrupt, compared atomic.Int64 // see Stats
 }

@@ -33,10 +33,11 @@ func (b *bucket) second(ctx context.Context, key s3.Key, in sdk.GetObjectInput, 
 	go func() {
 		defer close(t.done)
 		e := b.once(ctx, call{op: "get", key: key, kind: reads, rides: true}, func(ctx context.Context, api *sdk.Client) error {
-			out, err := api.GetObject(ctx, &in)
+			out, release, err := b.ask(ctx, api, &in, r)
 			if err != nil {
 				return err
 			}
+			defer release()
 			defer out.Body.Close() //nolint:errcheck // it was only read
 			d := &download{rc: out.Body, ctx: ctx, bucket: b, key: key, left: aws.ToInt64(out.ContentLength)}
 			if _, err := d.describe(out, r, tag); err != nil {
