@@ -77,6 +77,7 @@ func (p *process) driver(ctx context.Context, conf config.Process) error {
 	deliver := func(context.Context) {}
 	if conf.Node() {
 		volumes = &volume.Set{CacheDir: conf.CacheDir, Log: log, Metrics: m}
+		m.Endpoints(volumes.Endpoints)
 		cluster, err := kube.InCluster(conf.DriverName)
 		switch {
 		case err == nil:

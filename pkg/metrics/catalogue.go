@@ -45,6 +45,41 @@ var volumeGauges = [...]gauge{
 	{"csi_s3_uploads_failing", "1 while changes wait for the bucket and do not get there.", func(v Volume) float64 { return number(v.Failing) }},
 }
 
+// Endpoint is what the requests of the process to one S3 endpoint report at a scrape.
+type Endpoint struct {
+	URL                    string
+	Lookups, Reads, Writes Load
+	Corrupt                int64 // bodies received that were not what they should be
+	Compared               int64 // bodies asked for twice, to compare them
+	Hedged                 int64 // reads asked for again because the answer was late
+}
+
+// Load is how busy the requests of one kind are.
+type Load struct {
+	Limit, Busy, Waiting int
+	Throttled            int64
+}
+
+// loadGauges have the labels endpoint and kind, the others of an endpoint have the label endpoint.
+var loadGauges = [...]struct {
+	name, help string
+	of         func(Load) float64
+}{
+	{"csi_s3_requests_limit", "Requests that may be under way at once; it follows what the server bears.", func(l Load) float64 { return float64(l.Limit) }},
+	{"csi_s3_requests_busy", "Requests under way.", func(l Load) float64 { return float64(l.Busy) }},
+	{"csi_s3_requests_waiting", "Requests that wait until others end.", func(l Load) float64 { return float64(l.Waiting) }},
+	{"csi_s3_requests_throttled_total", "Requests that the server answered with 503 or 429, or not in time.", func(l Load) float64 { return float64(l.Throttled) }},
+}
+
+var endpointGauges = [...]struct {
+	name, help string
+	of         func(Endpoint) float64
+}{
+	{"csi_s3_bodies_corrupt_total", "Bodies received whose checksum was wrong, or of which two copies differed; they were asked for again.", func(e Endpoint) float64 { return float64(e.Corrupt) }},
+	{"csi_s3_bodies_compared_total", "Bodies asked for twice, since they came over plain HTTP and without a checksum.", func(e Endpoint) float64 { return float64(e.Compared) }},
+	{"csi_s3_reads_hedged_total", "Small reads asked for again because the answer was late.", func(e Endpoint) float64 { return float64(e.Hedged) }},
+}
+
 func number(b bool) float64 {
 	if b {
 		return 1

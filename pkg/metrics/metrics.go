@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
@@ -148,11 +147,7 @@ func (vs *volumes) Collect(ch chan<- prometheus.Metric) {
 	for id, s := range now {
 		v := s.read()
 		for i, g := range volumeGauges {
-			kind := prometheus.GaugeValue
-			if strings.HasSuffix(g.name, "_total") {
-				kind = prometheus.CounterValue
-			}
-			ch <- prometheus.MustNewConstMetric(vs.descs[i], kind, g.of(v), id)
+			ch <- prometheus.MustNewConstMetric(vs.descs[i], kindOf(g.name), g.of(v), id)
 		}
 		if v.ErrorClass != "" {
 			ch <- prometheus.MustNewConstMetric(vs.lastError, prometheus.GaugeValue, 1, id, v.ErrorClass)

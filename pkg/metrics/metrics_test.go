@@ -59,6 +59,36 @@ func TestScrape(t *testing.T) {
 	}
 }
 
+func TestEndpoints(t *testing.T) {
+	m := metrics.New("v1")
+	m.Endpoints(func() []metrics.Endpoint {
+		return []metrics.Endpoint{
+			{URL: "https://a", Lookups: metrics.Load{Limit: 1, Busy: 2, Waiting: 3, Throttled: 4}, Reads: metrics.Load{Limit: 5},
+				Writes: metrics.Load{Limit: 6}, Corrupt: 7, Compared: 8, Hedged: 9},
+			{URL: "https://b", Corrupt: 10},
+		}
+	})
+	body := scrape(t, m.Handler())
+	for _, want := range []string{
+		`csi_s3_requests_limit{endpoint="https://a",kind="lookups"} 1`,
+		`csi_s3_requests_busy{endpoint="https://a",kind="lookups"} 2`,
+		`csi_s3_requests_waiting{endpoint="https://a",kind="lookups"} 3`,
+		`csi_s3_requests_throttled_total{endpoint="https://a",kind="lookups"} 4`,
+		`csi_s3_requests_limit{endpoint="https://a",kind="reads"} 5`,
+		`csi_s3_requests_limit{endpoint="https://a",kind="writes"} 6`,
+		"# TYPE csi_s3_requests_throttled_total counter",
+		"# TYPE csi_s3_requests_limit gauge",
+		`csi_s3_bodies_corrupt_total{endpoint="https://a"} 7`,
+		`csi_s3_bodies_corrupt_total{endpoint="https://b"} 10`,
+		`csi_s3_bodies_compared_total{endpoint="https://a"} 8`,
+		`csi_s3_reads_hedged_total{endpoint="https://a"} 9`,
+	} {
+		if !strings.Contains(body, want) {
+			t.Errorf("no %s in\n%s", want, body)
+		}
+	}
+}
+
 // A volume that is mounted again replaces its source; the first mount's remove must not take the second away.
 func TestVolumeReplaced(t *testing.T) {
 	m := metrics.New("")
@@ -74,6 +104,7 @@ func TestNil(t *testing.T) {
 	var m *metrics.Metrics
 	m.RPC("x", "OK", time.Second)
 	m.Volume("b", nil)()
+	m.Endpoints(nil)
 	w := httptest.NewRecorder()
 	m.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	if w.Code != http.StatusNotFound {

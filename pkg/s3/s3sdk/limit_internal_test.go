@@ -310,3 +310,22 @@ func TestRetriesAreBudgeted(t *testing.T) {
 		}
 	})
 }
+
+// Connections that are not shared, as of clients that trust different CAs, are one endpoint all the same.
+func TestStatsByEndpoint(t *testing.T) {
+	var transports Transports
+	for i, c := range []Config{{Endpoint: "https://a"}, {Endpoint: "https://a", Insecure: true}, {Endpoint: "https://b"}} {
+		p, release := transports.open(c)
+		defer release()
+		p.corrupt.Add(int64(i + 1))
+		enter(t, p.limits[writes], nil)
+	}
+	all := transports.Stats()
+	a, b := all["https://a"], all["https://b"]
+	if len(all) != 2 || a.Corrupt != 3 || b.Corrupt != 3 {
+		t.Errorf("%+v", all)
+	}
+	if a.Writes != (Load{Limit: 2 * firstLimit, Busy: 2}) || b.Writes != (Load{Limit: firstLimit, Busy: 1}) {
+		t.Errorf("%+v", all)
+	}
+}

@@ -12,6 +12,29 @@ type Stats struct {
 // Stats does not wait for requests.
 func (c *Client) Stats() Stats { return c.pool.stats() }
 
+// Stats returns those of each endpoint that a client is open for, by its URL. Clients that trust different CAs share
+// nothing but the sum.
+func (t *Transports) Stats() map[string]Stats {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := map[string]Stats{}
+	for key, p := range t.pools {
+		all[key.endpoint] = all[key.endpoint].plus(p.stats())
+	}
+	return all
+}
+
+func (s Stats) plus(o Stats) Stats {
+	return Stats{
+		Corrupt: s.Corrupt + o.Corrupt, Compared: s.Compared + o.Compared, Hedged: s.Hedged + o.Hedged,
+		Lookups: s.Lookups.plus(o.Lookups), Reads: s.Reads.plus(o.Reads), Writes: s.Writes.plus(o.Writes),
+	}
+}
+
+func (l Load) plus(o Load) Load {
+	return Load{Limit: l.Limit + o.Limit, Busy: l.Busy + o.Busy, Waiting: l.Waiting + o.Waiting, Throttled: l.Throttled + o.Throttled}
+}
+
 func (p *pool) stats() Stats {
 	return Stats{
 		Corrupt: p.corrupt.Load(), Compared: p.compared.Load(), Hedged: p.pace.count(),
