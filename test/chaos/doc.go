@@ -13,6 +13,9 @@
 //     without a flush of the log), so that what was not synced is really lost, and changes the boot ID. Every operation
 //     that an fsync covered must be there. A kill alone loses nothing of the page cache and proves nothing about fsync.
 //
+// A network is no blow: a wire (wire_test.go) stands between the process and its server, does to a share of the requests
+// what networks and servers do, or lets none through. No program may notice (network_test.go, endpoint_test.go).
+//
 // Each suite counts what it did and fails when that proves nothing: nothing acknowledged, nothing dirty at the blow, a
 // point of failure that was never hit. With CSI_S3_SOAK set the figures are those of a long run, see the target soak;
 // CSI_S3_CHAOS_BLOWS and CSI_S3_CHAOS_HITS make it as short as wanted, CSI_S3_CHAOS_SEED repeats its choices (not its times).

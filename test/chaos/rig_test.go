@@ -307,10 +307,8 @@ func (r *rig) checkEmptyCache() {
 	r.checks++
 }
 
-// report prints the figures and fails for those that prove nothing.
-func (r *rig) report() {
-	r.t.Helper()
-	var sum tally
+// sum is the tally of all worlds.
+func (r *rig) sum() (sum tally) {
 	for _, w := range r.worlds {
 		sum.ops += w.tally.ops
 		sum.bytes += w.tally.bytes
@@ -319,6 +317,13 @@ func (r *rig) report() {
 		sum.lost += w.tally.lost
 		sum.mixed += w.tally.mixed
 	}
+	return sum
+}
+
+// report prints the figures and fails for those that prove nothing.
+func (r *rig) report() {
+	r.t.Helper()
+	sum := r.sum()
 	slices.Sort(r.recoveries)
 	r.t.Logf("%d blows, %d under the workload, %d of these with dirty bytes; %d changes and %d MiB acknowledged, %d fsyncs of files, %d of directories; %d comparisons with the bucket alone",
 		r.blows, r.workBlows, r.dirtyBlows, sum.ops, sum.bytes>>20, sum.fsyncs, sum.dirs, r.checks)
