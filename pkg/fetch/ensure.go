@@ -28,8 +28,8 @@ type target struct {
 // Ensure brings what is missing of [off, end) of f into the cache. On return all of it was there at some moment; the
 // cache may have evicted it since. s3.ErrNotExist and s3.ErrPrecondition mean that the object was removed or changed by
 // somebody else: locate still names it. cache.ErrNoSpace means that the cache cannot take the bytes; see Direct.
-// s3.ErrUnavailable and s3.ErrCorrupt are not seen: the request is repeated until ctx ends, then the error wraps ctx's and
-// the last one.
+// s3.ErrUnavailable, s3.ErrCorrupt and s3.ErrKeys are not seen: the request is repeated until ctx ends, then the error wraps
+// ctx's and the last one.
 func (x *Fetcher) Ensure(ctx context.Context, f *cache.File, locate Locate, off, end int64) error {
 	return x.ensure(ctx, target{f, f.Missing, locate}, off, end)
 }

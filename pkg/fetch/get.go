@@ -20,7 +20,7 @@ const (
 
 // transient says that the same request may succeed later.
 func transient(err error) bool {
-	return errors.Is(err, s3.ErrUnavailable) || errors.Is(err, s3.ErrCorrupt)
+	return errors.Is(err, s3.ErrUnavailable) || errors.Is(err, s3.ErrCorrupt) || errors.Is(err, s3.ErrKeys)
 }
 
 // carry brings a flight's bytes into its file.

@@ -43,6 +43,9 @@ var (
 	ErrRange = errors.New("range not satisfiable")
 	// ErrAuth: the credentials are wrong, expired or not allowed to do this (403, or 401).
 	ErrAuth = errors.New("access denied")
+	// ErrKeys: an ErrAuth that is not about this request: the server takes the credentials for none, because they expired
+	// or were replaced. Others take their place, or they come back: retrying is right.
+	ErrKeys = fmt.Errorf("the keys are not valid: %w", ErrAuth)
 	// ErrFull: the server has no room or the quota is used up (507, QuotaExceeded).
 	ErrFull = errors.New("storage is full")
 	// ErrUnavailable: the server could not be reached, timed out, answered 5xx or 429, or broke off. The request

@@ -16,7 +16,7 @@ const (
 )
 
 // patient asks a bucket that does not answer again and again, until the caller's context ends or limit (0: none) is
-// over. A server that restarts is no reason for a program to see an error.
+// over. A server that restarts is no reason for a program to see an error, and keys that are replaced are none.
 type patient struct {
 	bucket s3.Bucket
 	limit  time.Duration
@@ -47,7 +47,7 @@ func (p patient) ask(ctx context.Context, question func(context.Context) error) 
 	}
 	for wait := firstWait; ; wait = min(2*wait, maxWait) {
 		err := question(ctx)
-		if !errors.Is(err, s3.ErrUnavailable) || ctx.Err() != nil {
+		if !errors.Is(err, s3.ErrUnavailable) && !errors.Is(err, s3.ErrKeys) || ctx.Err() != nil {
 			return err
 		}
 		select {

@@ -104,7 +104,7 @@ func (e *Executor) begin(ctx context.Context, k *namespace.Task) (*upload, error
 		switch {
 		case err == nil:
 			u.others, u.alone = others, true
-		case transient(err) && !errors.Is(err, s3.ErrAuth): // not every key may list uploads
+		case transient(err) && (!errors.Is(err, s3.ErrAuth) || errors.Is(err, s3.ErrKeys)): // not every key may list uploads
 			return nil, err
 		}
 	}

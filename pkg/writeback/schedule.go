@@ -134,7 +134,7 @@ func (e *Executor) slot(k *namespace.Task) slots {
 	return e.short
 }
 
-// brake slows the loop down while the server is away: a long queue must not become a storm of requests.
+// brake slows the loop down while the server is away or denies everything: a long queue must not become a storm of requests.
 func (e *Executor) brake() error {
 	e.mu.Lock()
 	n := e.failures - e.opt.Meta
@@ -181,7 +181,7 @@ func (e *Executor) run(k *namespace.Task) {
 	case err == nil:
 		e.done++
 		e.failures = 0
-	case errors.Is(err, s3.ErrUnavailable):
+	case errors.Is(err, s3.ErrUnavailable), errors.Is(err, s3.ErrKeys):
 		e.failures++
 	}
 	e.mu.Unlock()

@@ -73,7 +73,7 @@ type Executor struct {
 	running   int               // guarded by mu: tasks
 	frozen    int               // guarded by mu: of these, those that keep a file's bytes from being evicted
 	done      uint64            // guarded by mu: tasks that succeeded
-	failures  int               // guarded by mu: tasks in a row that found the server unavailable
+	failures  int               // guarded by mu: tasks in a row that found the server unavailable, or the keys not valid
 	lastErr   error             // guarded by mu: of the last task that failed, nil after a success
 	conflicts map[inode.Ino]int // guarded by mu: how many there were
 	judged    map[inode.Ino]int // guarded by mu: tasks whose conflict is being told to the tree

@@ -172,8 +172,9 @@ func kindOf(status int, code string) error {
 		return s3.ErrRange
 	case "QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull", "StorageFull", "InsufficientStorage":
 		return s3.ErrFull
-	case "AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken", "InvalidToken", "InvalidTokenId",
-		"TokenRefreshRequired", "AuthorizationHeaderMalformed", "AllAccessDisabled", "AccountProblem":
+	case "SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken", "InvalidToken", "InvalidTokenId", "TokenRefreshRequired":
+		return s3.ErrKeys
+	case "AccessDenied", "AuthorizationHeaderMalformed", "AllAccessDisabled", "AccountProblem":
 		return s3.ErrAuth
 	case "NotImplemented", "MethodNotAllowed":
 		return s3.ErrNotSupported

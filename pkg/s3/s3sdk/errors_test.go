@@ -33,15 +33,15 @@ func TestErrorsBecomeSentinels(t *testing.T) {
 		{400, "XMinioInvalidObjectName", s3.ErrInvalid},
 		{400, "", s3.ErrInvalid},
 		{400, "RequestTimeout", s3.ErrUnavailable},
-		{400, "ExpiredToken", s3.ErrAuth},
+		{400, "ExpiredToken", s3.ErrKeys},
 		{400, "AuthorizationHeaderMalformed", s3.ErrAuth},
 		{400, "BadDigest", s3.ErrCorrupt},
 		{400, "XAmzContentChecksumMismatch", s3.ErrCorrupt},
 		{400, "XMinioAdminBucketQuotaExceeded", s3.ErrFull},
 		{401, "", s3.ErrAuth},
 		{403, "AccessDenied", s3.ErrAuth},
-		{403, "SignatureDoesNotMatch", s3.ErrAuth},
-		{403, "InvalidAccessKeyId", s3.ErrAuth},
+		{403, "SignatureDoesNotMatch", s3.ErrKeys},
+		{403, "InvalidAccessKeyId", s3.ErrKeys},
 		{403, "QuotaExceeded", s3.ErrFull},
 		{403, "", s3.ErrAuth},
 		{405, "MethodNotAllowed", s3.ErrNotSupported},
@@ -71,7 +71,7 @@ func TestErrorsBecomeSentinels(t *testing.T) {
 		_, _, err := b.Get(t.Context(), "some key", nil, "")
 		for _, sentinel := range []error{
 			s3.ErrNotExist, s3.ErrNoBucket, s3.ErrBucketExists, s3.ErrBucketNotEmpty, s3.ErrPrecondition, s3.ErrNotModified, s3.ErrNoUpload,
-			s3.ErrRange, s3.ErrAuth, s3.ErrFull, s3.ErrUnavailable, s3.ErrCorrupt, s3.ErrInvalid, s3.ErrNotSupported,
+			s3.ErrRange, s3.ErrAuth, s3.ErrKeys, s3.ErrFull, s3.ErrUnavailable, s3.ErrCorrupt, s3.ErrInvalid, s3.ErrNotSupported,
 		} {
 			if got := errors.Is(err, sentinel); got != errors.Is(c.want, sentinel) {
 				t.Errorf("%d %s: %v: is %v: %v", c.status, c.code, err, sentinel, got)
@@ -226,6 +226,36 @@ func TestHead404IsSettled(t *testing.T) {
 		}
 		if n := len(s.seen()); n != c.requests {
 			t.Errorf("%s: %d requests", c.name, n)
+		}
+	}
+}
+
+// The answer to a HEAD has no body: what a refusal means is found out by a GET.
+func TestRefusedHeadIsSettled(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		status int
+		get    func(w http.ResponseWriter)
+		want   error
+		not    error
+	}{
+		{"no rights", 403, func(w http.ResponseWriter) { fault(w, 403, "AccessDenied") }, s3.ErrAuth, s3.ErrKeys},
+		{"unknown keys", 403, func(w http.ResponseWriter) { fault(w, 403, "InvalidAccessKeyId") }, s3.ErrKeys, s3.ErrUnavailable},
+		{"an expired token", 400, func(w http.ResponseWriter) { fault(w, 400, "ExpiredToken") }, s3.ErrKeys, s3.ErrInvalid},
+		{"a bad request", 400, func(w http.ResponseWriter) { fault(w, 400, "InvalidArgument") }, s3.ErrInvalid, s3.ErrAuth},
+		{"the keys came back", 403, func(w http.ResponseWriter) { fmt.Fprint(w, "x") }, s3.ErrUnavailable, s3.ErrAuth},
+	} {
+		s := serve(t, func(w http.ResponseWriter, r request, _ int) {
+			if r.Method == http.MethodHead {
+				w.WriteHeader(c.status)
+				return
+			}
+			c.get(w)
+		})
+		cfg := config(s.URL)
+		cfg.Attempts = 1
+		if _, err := open(t, cfg).Head(t.Context(), "k"); !errors.Is(err, c.want) || errors.Is(err, c.not) {
+			t.Errorf("%s: %v, want %v and not %v", c.name, err, c.want, c.not)
 		}
 	}
 }

@@ -46,12 +46,16 @@ func (b *bucket) Head(ctx context.Context, key s3.Key) (s3.Info, error) {
 	return info, nil
 }
 
-// settleHead finds out what a 404 without a body means: a GET of one byte says in its own body what is absent.
+// settleHead finds out what a 404 without a body means, or a 403: a GET of one byte says in its own body what is absent, and
+// whether it is the object or the keys that nobody gets anything with.
 func (b *bucket) settleHead(ctx context.Context, x *exchange, e *Error) *Error {
-	if x.status != http.StatusNotFound || x.code != "" {
+	switch {
+	case x.code != "":
 		return e
-	}
-	if x.requestID != "" && b.seenLately() {
+	case x.status == http.StatusForbidden, x.status == http.StatusBadRequest: // the latter is how AWS says that a token expired
+	case x.status != http.StatusNotFound:
+		return e
+	case x.requestID != "" && b.seenLately():
 		e.kind, e.Detail = s3.ErrNotExist, ""
 		return e
 	}
@@ -63,7 +67,7 @@ func (b *bucket) settleHead(ctx context.Context, x *exchange, e *Error) *Error {
 		return out.Body.Close()
 	})
 	if settled == nil || errors.Is(settled, s3.ErrRange) {
-		return b.fail("head", e.Key, s3.ErrUnavailable, "the object appeared between HEAD and GET")
+		return b.fail("head", e.Key, s3.ErrUnavailable, "HEAD was answered with %d, and then GET with the object", x.status)
 	}
 	return settled
 }
