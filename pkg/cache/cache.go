@@ -36,6 +36,9 @@ var ErrRemoved = errors.New("file was removed from the cache")
 type Options struct {
 	Capacity int64            // bytes the store may use on disk; 0: what the file system has, less a reserve
 	Now      func() time.Time // nil: time.Now
+	// Damaged hears of bytes that the disk has changed. If they were clean they will be fetched again; if dirty, they are
+	// lost, and the file is ErrPoisoned. It is called without locks.
+	Damaged func(id ID, off, end int64, dirty bool)
 }
 
 // Directories of a store. See doc.go.
@@ -52,6 +55,7 @@ type Store struct {
 	j       *journal.Journal
 	space   space
 	handles handles
+	blocks  sync.Pool // of *[block]byte
 
 	clock atomic.Int64  // of uses, for the order of eviction
 	drops atomic.Uint64 // number of the last record that made bytes needless
@@ -72,7 +76,7 @@ func New(fs disk.FS, opt Options) *Store {
 	}
 	s := &Store{
 		fs: fs, opt: opt, replayed: images{}, files: map[ID]*File{}, ragged: map[*File]struct{}{}, dead: map[ID]*File{},
-		shards: map[string]bool{},
+		shards: map[string]bool{}, blocks: sync.Pool{New: func() any { return new([block]byte) }},
 	}
 	s.space.init(fs, opt)
 	s.handles.init(fs)
@@ -159,6 +163,7 @@ func (s *Store) Remove(id ID) error {
 	f.trash.AddSet(f.clean)
 	f.dirty.Clear()
 	f.clean.Clear()
+	clear(f.sums)
 	f.since = time.Time{}
 	f.account()
 	busy := f.snap != nil

@@ -31,6 +31,9 @@
 //     Recovery.Lost) and the remote object is what remains.
 //   - No range is dirty whose bytes nobody wrote.
 //   - A Snapshot never shows a byte that was written after it was taken.
+//   - What a Snapshot reads is what was stored, as far as it has checksums: all that was fetched, and all that was written
+//     in order from the start of a block of 32 KiB on. So is what a File reads; of a block that it reads pieces of, once a
+//     minute. The checksums are memory: what was dirty at a restart has none.
 //
 // # How
 //

@@ -61,6 +61,7 @@ func (f *File) evict(n int64, safe uint64) (freed int64) {
 		freed = f.clean.Len() + f.trash.Len()
 		f.clean.Clear()
 		f.trash.Clear()
+		clear(f.sums)
 		f.named = false
 		f.evictions++
 		return freed
@@ -74,6 +75,7 @@ func (f *File) evict(n int64, safe uint64) (freed int64) {
 		if freed >= n {
 			break
 		}
+		f.sums.forget(r.Off, r.End)
 		if err := h.PunchHole(r.Off, r.End); err != nil {
 			break
 		}

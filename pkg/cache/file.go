@@ -30,6 +30,7 @@ type File struct {
 	dirty      extent.Set
 	clean      extent.Set
 	trash      extent.Set // bytes on the disk that nothing needs
+	sums       sums       // of dirty and clean bytes
 	spilled    spills     // what is missing of these ranges is in objects of their own
 	generation uint64
 	snap       *Snapshot
@@ -49,7 +50,7 @@ type File struct {
 }
 
 func newFile(s *Store, id ID) *File {
-	f := &File{store: s, id: id}
+	f := &File{store: s, id: id, sums: sums{}}
 	f.free.L = &f.mu
 	f.used.Store(s.clock.Add(1))
 	return f
@@ -115,9 +116,19 @@ func (f *File) Allocated() int64 {
 
 // ReadAt reads from off up to the end of the file or of p. It stops at the first byte that is not here: then missing is
 // the missing range that starts at off+n (cut to what p asks for) and err is nil. At the end of the file n < len(p),
-// missing is empty and err is nil.
+// missing is empty and err is nil. Bytes that the disk has changed, as far as they have sums, are missing if they are clean,
+// and else ErrDamaged.
 func (f *File) ReadAt(p []byte, off int64) (n int, missing extent.Range, err error) {
 	f.used.Store(f.store.clock.Add(1))
+	for {
+		n, missing, err = f.readAt(p, off)
+		if err == nil || !f.mend(err) {
+			return n, missing, err
+		}
+	}
+}
+
+func (f *File) readAt(p []byte, off int64) (n int, missing extent.Range, err error) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	if f.removed {
@@ -129,7 +140,7 @@ func (f *File) ReadAt(p []byte, off int64) (n int, missing extent.Range, err err
 		q := p[pos-off : to-off]
 		switch kind {
 		case local:
-			if err := f.load(q, pos); err != nil {
+			if err := f.load(q, pos, false); err != nil {
 				return int(pos - off), extent.Range{}, err
 			}
 		case hole:
@@ -173,8 +184,8 @@ func (f *File) stretch(pos, end int64) (to int64, kind int) {
 	return to, kind
 }
 
-// load reads bytes that are in the data file. The caller holds mu.
-func (f *File) load(p []byte, off int64) error {
+// load reads bytes that are in the data file, and checks them, see check. The caller holds mu.
+func (f *File) load(p []byte, off int64, strict bool) error {
 	h, err := f.store.handles.get(f, false)
 	if err != nil {
 		return fmt.Errorf("cache file %x: %w", uint64(f.id), err)
@@ -186,7 +197,7 @@ func (f *File) load(p []byte, off int64) error {
 		}
 		return fmt.Errorf("cache file %x at %d: %w", uint64(f.id), off, err)
 	}
-	return nil
+	return f.check(h, p, off, strict)
 }
 
 // Missing returns the ranges of [off, end), cut to the file, that must be fetched before they can be read.
@@ -241,9 +252,11 @@ func (f *File) Fill(p []byte, off int64, generation uint64) error {
 		}
 		defer f.store.handles.put(h)
 		for _, r := range parts {
-			if _, err := h.WriteAt(p[r.Off-off:r.End-off], r.Off); err != nil {
+			q := p[r.Off-off : r.End-off]
+			if _, err := h.WriteAt(q, r.Off); err != nil {
 				return fmt.Errorf("cache file %x at %d: %w", uint64(f.id), r.Off, err)
 			}
+			f.sums.note(q, r.Off)
 			f.clean.Add(r.Off, r.End)
 			f.trash.Remove(r.Off, r.End)
 			if f.snap != nil {

@@ -78,8 +78,18 @@ func (s *Snapshot) missing(off, end int64) []extent.Range {
 	return missing(off, end, s.base, &s.spilled, &s.local, &s.saved)
 }
 
-// ReadAt implements io.ReaderAt over the frozen content. ErrMissing in a missing range; fs.ErrClosed after Release.
+// ReadAt implements io.ReaderAt over the frozen content. ErrMissing in a missing range; fs.ErrClosed after Release;
+// ErrDamaged, see File.ReadAt.
 func (s *Snapshot) ReadAt(p []byte, off int64) (int, error) {
+	for {
+		n, err := s.readAt(p, off)
+		if err == nil || !s.f.mend(err) {
+			return n, err
+		}
+	}
+}
+
+func (s *Snapshot) readAt(p []byte, off int64) (int, error) {
 	s.f.mu.RLock()
 	defer s.f.mu.RUnlock()
 	if s.released {
@@ -92,7 +102,7 @@ func (s *Snapshot) ReadAt(p []byte, off int64) (int, error) {
 		var err error
 		switch from {
 		case fromData:
-			err = s.f.load(q, pos)
+			err = s.f.load(q, pos, true)
 		case fromSide:
 			if n, e := s.side.ReadAt(q, pos); n < len(q) {
 				err = fmt.Errorf("snapshot of cache file %x at %d: %w", uint64(s.f.id), pos, e)
@@ -158,6 +168,9 @@ func (s *Snapshot) keep(h disk.File, off, end int64) error {
 					err = io.ErrUnexpectedEOF
 				}
 				return fmt.Errorf("cache file %x at %d: %w", uint64(s.f.id), r.Off, err)
+			}
+			if err := s.f.check(h, p, r.Off, true); err != nil {
+				return err
 			}
 			if err := s.save(p, r.Off); err != nil {
 				return err

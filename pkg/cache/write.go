@@ -22,6 +22,9 @@ func (f *File) WriteAt(p []byte, off int64, mtime time.Time) error {
 	}
 	return f.overwrite(off, off+int64(len(p)), mtime, true, func(h disk.File) error {
 		_, err := h.WriteAt(p, off)
+		if err == nil {
+			f.sums.note(p, off)
+		}
 		return err
 	})
 }
@@ -78,8 +81,18 @@ func (f *File) Fits(off, end int64) error {
 	return nil
 }
 
-// overwrite gives [off, end) new bytes by store; stores says that they take space. For the order of the steps see doc.go.
+// overwrite gives [off, end) new bytes by store; stores says that they take space.
 func (f *File) overwrite(off, end int64, mtime time.Time, stores bool, store func(disk.File) error) error {
+	for {
+		if err := f.tryOverwrite(off, end, mtime, stores, store); err == nil || !f.mend(err) {
+			return err
+		}
+	}
+}
+
+// tryOverwrite is overwrite; for the order of the steps see doc.go. With ErrDamaged it has done nothing: bytes that a
+// snapshot needs are not what they were.
+func (f *File) tryOverwrite(off, end int64, mtime time.Time, stores bool, store func(disk.File) error) error {
 	if err := f.store.j.Room(room); err != nil {
 		return err
 	}
@@ -116,6 +129,7 @@ func (f *File) overwrite(off, end int64, mtime time.Time, stores bool, store fun
 		// Even if the write fails half-way: what it leaves is not what the snapshot has.
 		f.touched()
 	}
+	f.sums.forget(off, end)
 	if err := store(h); err != nil {
 		return fmt.Errorf("cache file %x at %d: %w", uint64(f.id), off, err)
 	}
@@ -183,6 +197,7 @@ func (f *File) cut(size int64) {
 		}
 		s.Truncate(size)
 	}
+	f.sums.forget(size, f.size)
 	f.base = min(f.base, size)
 	f.spilled.cut(size)
 	if f.snap != nil {

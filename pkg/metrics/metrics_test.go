@@ -28,7 +28,7 @@ func TestScrape(t *testing.T) {
 	m.RPC("/csi.v1.Node/NodeStageVolume", "OK", 30*time.Millisecond)
 	remove := m.Volume("b/p", func() metrics.Volume {
 		return metrics.Volume{DirtyBytes: 7, DirtyFiles: 2, Queue: 3, OldestDirtyAge: 1.5, CacheBytes: 11, CacheLimit: 13, HitRate: .25, HiddenKeys: 1,
-			Conflicts: 4, Quarantined: 5, Failing: true, ErrorClass: "denied"}
+			Conflicts: 4, Damaged: 6, Quarantined: 5, Failing: true, ErrorClass: "denied"}
 	})
 	body := scrape(t, m.Handler())
 	for _, want := range []string{
@@ -44,6 +44,7 @@ func TestScrape(t *testing.T) {
 		`csi_s3_hidden_keys{volume="b/p"} 1`,
 		"# TYPE csi_s3_conflicts_total counter",
 		`csi_s3_conflicts_total{volume="b/p"} 4`,
+		`csi_s3_cache_damaged_blocks_total{volume="b/p"} 6`,
 		`csi_s3_quarantined_files{volume="b/p"} 5`,
 		`csi_s3_uploads_failing{volume="b/p"} 1`,
 		`csi_s3_last_error{class="denied",volume="b/p"} 1`,

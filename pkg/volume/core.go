@@ -70,6 +70,7 @@ type core struct {
 
 	sick        atomic.Pointer[error] // why the journal takes no more changes
 	conflicts   atomic.Int64          // files whose names others' objects took
+	damages     atomic.Int64          // blocks of the cache that its disk has changed
 	quarantined int                   // files in the cache's quarantine
 
 	stop context.CancelFunc // of the background work
@@ -144,7 +145,9 @@ func assemble(fsys disk.FS, writer string, spec Spec) *core {
 		remembered = views()
 	}
 	c.remote = vfs.NewRemote(c.bucket, remembered, policy.TTL())
-	c.store = cache.New(fsys, spec.tuning.cache)
+	bytes := spec.tuning.cache
+	bytes.Damaged = c.damaged
+	c.store = cache.New(fsys, bytes)
 	c.tree = namespace.New(namespace.Options{
 		Prefix: spec.Prefix, Uid: o.Uid, Gid: o.Gid, FileMode: uint32(o.FileMode.Perm()), DirMode: dirMode,
 		Overwrite: o.Conflict == "overwrite", WriterID: writer, Settle: o.Settle, MaxAge: max(maxAge, o.Settle),
@@ -169,6 +172,19 @@ func (c *core) conflict(ino inode.Ino, kept string) {
 	c.conflicts.Add(1)
 	c.tell(ReasonConflict, "another client changed an object that was changed here too; both are kept, ours as %q in the same directory", kept)
 	c.fs.Conflict(ino, kept)
+}
+
+// damaged hears that the cache's disk gives back other bytes than it was given.
+func (c *core) damaged(id cache.ID, off, end int64, dirty bool) {
+	c.damages.Add(1)
+	if !dirty {
+		c.log.Error("the cache's disk has changed bytes that the bucket has; they are fetched again",
+			"volume", c.id, "inode", uint64(id), "offset", off, "bytes", end-off)
+		return
+	}
+	c.log.Error("the cache's disk has changed bytes that only it had; the file is not uploaded any more",
+		"volume", c.id, "inode", uint64(id), "offset", off, "bytes", end-off)
+	c.tell(ReasonCacheFailed, "the cache's disk on the node has changed bytes that were not in the bucket yet: inode %d at %d is lost, and the file is not uploaded any more", uint64(id), off)
 }
 
 // recover replays the journal and takes up what it holds.

@@ -151,7 +151,7 @@ func (s *Set) mount(ctx context.Context, r StageRequest) (_ *staged, err error) 
 		return metrics.Volume{
 			DirtyBytes: st.Dirty, DirtyFiles: st.DirtyFiles, Queue: st.Queue, OldestDirtyAge: st.OldestAge,
 			CacheBytes: st.CacheUsed, CacheLimit: st.CacheLimit, HitRate: st.HitRate, HiddenKeys: st.Hidden,
-			Conflicts: st.Conflicts, Quarantined: st.Quarantined, Failing: st.Failing, ErrorClass: st.ErrorClass,
+			Conflicts: st.Conflicts, Damaged: st.Damaged, Quarantined: st.Quarantined, Failing: st.Failing, ErrorClass: st.ErrorClass,
 		}
 	})
 	s.keep(v)

@@ -64,6 +64,7 @@ type Status struct {
 	Failing    bool    `json:"failing"`              // changes wait, and there is a LastError
 
 	Conflicts   int64 `json:"conflicts"`   // since the mount: files whose names others' objects took
+	Damaged     int64 `json:"damaged"`     // since the mount: blocks of the cache that the node's disk has changed
 	Quarantined int   `json:"quarantined"` // files of which a loss of power left what is in the cache's quarantine
 }
 
@@ -162,7 +163,7 @@ func (v *Volume) Status() Status {
 		Dirty: w.DirtyBytes, DirtyFiles: w.DirtyFiles, Queue: w.Queue,
 		CacheUsed: u.Dirty + u.Clean, CacheLimit: u.Capacity,
 		HitRate: v.core.hitRate(), Hidden: v.core.fs.HiddenKeys(),
-		Conflicts: v.core.conflicts.Load(), Quarantined: v.core.quarantined,
+		Conflicts: v.core.conflicts.Load(), Damaged: v.core.damages.Load(), Quarantined: v.core.quarantined,
 	}
 	if !w.Oldest.IsZero() {
 		s.OldestAge = time.Since(w.Oldest).Seconds()
