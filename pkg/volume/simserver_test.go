@@ -243,6 +243,12 @@ func (s server) Delete(ctx context.Context, key s3.Key) error {
 	return err
 }
 
+func (s server) DeleteIf(ctx context.Context, key s3.Key, match s3.ETag) error {
+	_, err := did(ctx, s, "Delete", key, func() (struct{}, error) { return struct{}{}, s.Bucket.DeleteIf(ctx, key, match) },
+		func() error { return s.life.changed(key) })
+	return err
+}
+
 func (s server) DeleteMany(ctx context.Context, keys []s3.Key) (map[s3.Key]error, error) {
 	var first s3.Key
 	if len(keys) > 0 {
