@@ -354,8 +354,8 @@ func (t *tree) moving(key s3.Key, n *node, verb Verb) bool {
 			continue
 		}
 		want := t.wantPrefix(d)
-		if d.origin == want {
-			continue
+		if d.origin == want && d.heading == "" {
+			continue // it came back, and nothing takes its objects away any more
 		}
 		if isUnder(key, d.origin) || isUnder(key, want) && n.inside(d) {
 			return true
@@ -551,7 +551,7 @@ func (t *tree) relax(n *node) []*node {
 		if n.isDir() {
 			key += "/"
 		}
-		if !ok || len(n.objs) > 1 || len(n.objs) == 1 && n.objs[0].key != key || len(n.objs) == 0 && !n.isDir() {
+		if !ok || t.onMove(d) || len(n.objs) > 1 || len(n.objs) == 1 && n.objs[0].key != key || len(n.objs) == 0 && !n.isDir() {
 			break
 		}
 		n.tracked = false
@@ -568,6 +568,17 @@ func (t *tree) relax(n *node) []*node {
 		changed = append(changed, t.relaxLocal(n)...)
 	}
 	return changed
+}
+
+// onMove says that a Move has begun to copy what lies below a directory. It passes over what is tracked, and would not come
+// back for it.
+func (t *tree) onMove(d *node) bool {
+	for ; d != t.root && len(d.links) > 0; d = d.links[0].dir {
+		if d.heading != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // relaxLocal is the first half of relax for a directory on the way up.
