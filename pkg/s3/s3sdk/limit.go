@@ -32,7 +32,7 @@ type limiter struct {
 	limit     float64         // guarded by mu: from 1 to maxLimit
 	busy      int             // guarded by mu: under way
 	busyOf    map[*Client]int // guarded by mu: of these, by client
-	queue     *list.List      // guarded by mu: of *place, not granted
+	queue     *list.List      // guarded by mu: of *place, not granted; empty while busy is below limit
 	round     int             // guarded by mu: how often the limit was halved
 	throttled int64           // guarded by mu: requests for which the server had too much to do
 }
@@ -54,7 +54,7 @@ func newLimiter() *limiter {
 func (l *limiter) enter(ctx context.Context, c *Client) (*place, error) {
 	p := &place{limiter: l, client: c, granted: make(chan struct{})}
 	l.mu.Lock()
-	if l.queue.Len() == 0 && l.busy < int(l.limit) || l.busyOf[c] < floorLimit {
+	if l.busy < int(l.limit) || l.busyOf[c] < floorLimit {
 		l.grantLocked(p)
 		l.mu.Unlock()
 		return p, nil
@@ -77,11 +77,11 @@ func (l *limiter) enter(ctx context.Context, c *Client) (*place, error) {
 	return nil, ctx.Err()
 }
 
-// try returns a place if one is free and nobody waits, else nil.
+// try returns a place if one is free, else nil.
 func (l *limiter) try(c *Client) *place {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.queue.Len() > 0 || l.busy >= int(l.limit) {
+	if l.busy >= int(l.limit) {
 		return nil
 	}
 	p := &place{limiter: l, client: c, granted: make(chan struct{})}

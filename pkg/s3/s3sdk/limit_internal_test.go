@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -294,9 +296,14 @@ func TestKindsDoNotWaitForEachOther(t *testing.T) {
 // While nothing succeeds, few requests are repeated: the caller, who knows what is worth it, does that.
 func TestRetriesAreBudgeted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var healthy atomic.Bool
 		var requests atomic.Int64
 		c := virtual(t, func(w http.ResponseWriter, _ *http.Request) {
 			requests.Add(1)
+			if healthy.Load() {
+				w.WriteHeader(http.StatusNoContent)
+				return
+			}
 			w.WriteHeader(http.StatusInternalServerError)
 		})
 		const calls = 1000
@@ -307,6 +314,22 @@ func TestRetriesAreBudgeted(t *testing.T) {
 		}
 		if n := requests.Load(); n != calls+maxTokens {
 			t.Errorf("%d requests for %d calls", n, calls)
+		}
+		healthy.Store(true)
+		for range calls / 10 {
+			if err := c.Bucket("bkt").Delete(t.Context(), "k"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		healthy.Store(false)
+		requests.Store(0)
+		for range calls {
+			if err := c.Bucket("bkt").Delete(t.Context(), "k"); !errors.Is(err, s3.ErrUnavailable) {
+				t.Fatal(err)
+			}
+		}
+		if n := requests.Load(); n < calls+calls/10*perToken-1 || n > calls+calls/10*perToken {
+			t.Errorf("%d requests for %d calls after %d successes", n, calls, calls/10)
 		}
 	})
 }
@@ -327,5 +350,32 @@ func TestStatsByEndpoint(t *testing.T) {
 	}
 	if a.Writes != (Load{Limit: 2 * firstLimit, Busy: 2}) || b.Writes != (Load{Limit: firstLimit, Busy: 1}) {
 		t.Errorf("%+v", all)
+	}
+}
+
+func TestVerdicts(t *testing.T) {
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	timeout := &net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}
+	for _, c := range []struct {
+		ctx  context.Context
+		x    exchange
+		want verdict
+	}{
+		{t.Context(), exchange{status: 429}, overloaded},
+		{t.Context(), exchange{status: 503}, overloaded},
+		{t.Context(), exchange{status: 504}, overloaded},
+		{t.Context(), exchange{status: 408}, overloaded},
+		{t.Context(), exchange{err: timeout}, overloaded},
+		{ended, exchange{err: timeout}, unjudged},
+		{t.Context(), exchange{err: io.ErrUnexpectedEOF}, unjudged},
+		{t.Context(), exchange{status: 500}, unjudged},
+		{t.Context(), exchange{status: 404}, answered},
+		{t.Context(), exchange{status: 412}, answered},
+		{t.Context(), exchange{status: 200}, answered},
+	} {
+		if got := c.x.verdict(c.ctx); got != c.want {
+			t.Errorf("%d, %v: %v, want %v", c.x.status, c.x.err, got, c.want)
+		}
 	}
 }

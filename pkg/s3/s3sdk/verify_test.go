@@ -13,7 +13,6 @@ import (
 	"hash/crc64"
 	"io"
 	"net/http"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -184,29 +183,4 @@ func TestTwoCopies(t *testing.T) {
 			t.Errorf("%s: %d requests, want %d", c.name, n, c.requests)
 		}
 	}
-}
-
-// A body that is closed early does not wait for its second copy.
-func TestTwinEndsWithItsBody(t *testing.T) {
-	gone := make(chan struct{})
-	s := serve(t, func(w http.ResponseWriter, r request, n int) {
-		if n == 2 {
-			<-r.Context().Done()
-			close(gone)
-			return
-		}
-		tagged(w)
-		fmt.Fprint(w, "0123456789")
-	})
-	rc, _, err := open(t, config(s.URL)).Get(t.Context(), "k", nil, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for len(s.seen()) < 2 {
-		runtime.Gosched()
-	}
-	if err := rc.Close(); err != nil {
-		t.Error(err)
-	}
-	<-gone
 }
