@@ -211,7 +211,10 @@ func (r *rig) load(s *shelf, d time.Duration) (x rate) {
 		ctx, stop := context.WithCancel(r.t.Context())
 		var readers sync.WaitGroup
 		s.readers(ctx, &readers, 3, r.seed^uint64(r.round))
-		r.work(func() {}, func(w *world) error { return w.newBig(false) }, func() { time.Sleep(min(loadRound, d-x.took)) })
+		large := func(w *world) error {
+			return errors.Join(w.removeBig(), w.newBig(false), r.flushed(), w.changeBig(lastPart))
+		}
+		r.work(func() {}, large, func() { time.Sleep(min(loadRound, d-x.took)) })
 		stop()
 		readers.Wait()
 		r.flush()
@@ -270,7 +273,7 @@ func TestNetworkFaults(t *testing.T) {
 	wire.set(weather{})
 	r.checkBucket()
 	s.stop()
-	wire.report(t, slowed, reset, lost, truncated, flipped,
+	wire.report(t, slowed, reset, lost, truncated, flipped, misread,
 		"Put", "Get", "Head", "List", "Copy", "Delete", "CreateUpload", "UploadPart", "CompleteUpload")
 	if is.ops == 0 || is.written == 0 || is.read == 0 || wire.down.passed() < 2*shelfCache {
 		t.Error("the suite proved nothing: too little was changed or read")
