@@ -208,7 +208,7 @@ func (r *rig) compare(cut bool) {
 }
 
 // own are the keys below .csi-s3/ that a volume may have for good.
-var own = []s3.Key{".csi-s3/root", ".csi-s3/usage", ".csi-s3/volume.json", ".csi-s3/lease", ".csi-s3/probe"}
+var own = []s3.Key{".csi-s3/root", ".csi-s3/usage", ".csi-s3/volume.json", ".csi-s3/lease", ".csi-s3/probe.json"}
 
 // checkBucket uploads everything and compares the bucket, and nothing else, with the worlds. Nobody works meanwhile.
 func (r *rig) checkBucket() {
