@@ -341,11 +341,9 @@ func (t *Tree) Recheck(ino inode.Ino, src Source, found *s3.Info) (bool, error) 
 		// Gone, or another file has the name: the same bytes may be at another key.
 		for _, o := range n.objs {
 			if o.key != b.key && o.contGen == b.contGen {
-				// What is there may be the only trace of a file of ours that ended meanwhile: it stays this one's to remove.
-				*b = object{key: b.key, unsure: true}
-				if found == nil {
-					t.lose(n, b.key)
-				}
+				key := b.key
+				n.dropObj(key)
+				t.release(key, n)
 				return true, t.append(n)
 			}
 		}

@@ -16,8 +16,8 @@ type object struct {
 	size int64
 	// contGen and metaGen say which state of the node the object has: equal to the node's means current.
 	contGen, metaGen uint64
-	// unsure: a request that makes or removes it was sent, and nothing is known of its outcome. It has no state. It is
-	// ours when it carries our write-id or has this etag: that of what was to be copied, or removed.
+	// unsure: a request that makes, replaces or removes it was sent, and nothing is known of its outcome. It has no state.
+	// It is ours when it carries our write-id or has this etag: that of what was to be copied, replaced or removed.
 	unsure bool
 	// spill is not 0 for an object that holds a part of the file's bytes, sent while the file is written.
 	// at is where in the file it begins.

@@ -70,30 +70,36 @@ func (t *Tree) Next(now time.Time) (*Task, time.Time) {
 func (t *Tree) Wake() <-chan struct{} { return t.wake }
 
 // start hands a task out. One that makes an object where there is none is journaled first: if its outcome is lost, the
-// object is looked for when the node loses that name. So is one that removes an object of a node that lives on: if its
-// outcome is lost, the object is not relied on when the node comes back to that name.
+// object is looked for when the node loses that name. So is one that removes or replaces an object of a node that lives on:
+// if its outcome is lost, that node does not rely on the object any more.
 func (t *tree) start(n *node, k *Task) error {
 	n.running, n.prepared = k, false
 	k.Ino, k.n, k.Attempts, k.LastErr = n.attr.Ino, n, n.attempts, n.lastErr
 	for _, key := range k.keys() {
 		t.busy[key] = n
 	}
+	m := t.owner[k.Key] // whose record changes
 	switch {
 	case k.Verb == Move:
+		m = n
 		if n.heading == k.DstPrefix {
 			return nil
 		}
 		n.heading = k.DstPrefix
-	case (k.Verb == Put || k.Verb == Copy || k.Verb == Spill) && t.owner[k.Key] == nil:
+	case (k.Verb == Put || k.Verb == Copy || k.Verb == Spill) && m == nil:
+		m = n
 		n.objs = append(n.objs, object{key: k.Key, unsure: true, spill: k.Number})
 		t.claim(k.Key, n)
-	case k.Verb == Delete && !k.Unsure && len(n.links)+n.opens > 0:
-		o := n.objAt(k.Key)
+	case m != nil && (m != n || k.Verb == Delete) && len(m.links)+m.opens > 0:
+		o := m.objAt(k.Key)
+		if o.unsure {
+			return nil
+		}
 		*o = object{key: o.key, etag: o.etag, size: o.size, unsure: true}
 	default:
 		return nil
 	}
-	return t.append(n)
+	return t.append(m)
 }
 
 // claimCopies enters what a Move that has begun may have made of a node's objects, when it becomes tracked: from now on
