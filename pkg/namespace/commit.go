@@ -77,7 +77,7 @@ func (t *Tree) Commit(k *Task, info s3.Info, moved map[s3.Key]s3.Info, write fun
 	case Move:
 		changed = append(changed, t.movedTo(k, moved)...)
 	case Purge:
-		t.purged(k)
+		changed = append(changed, t.purged(k)...)
 	}
 	if n.lastErr != nil {
 		t.lastErr = nil
@@ -87,7 +87,7 @@ func (t *Tree) Commit(k *Task, info s3.Info, moved map[s3.Key]s3.Info, write fun
 	if t.broken != nil {
 		return t.broken
 	}
-	recs := t.save(changed...)
+	recs := t.save(unique(changed)...)
 	if write == nil {
 		write = t.j.Append
 	}
@@ -104,21 +104,23 @@ func (t *Tree) Commit(k *Task, info s3.Info, moved map[s3.Key]s3.Info, write fun
 }
 
 // purged notes that a prefix holds no object any more that is not the business of tracked inodes. It stays hidden, and is
-// purged once more, until they and other directories have left it: only then is it no directory.
-func (t *tree) purged(k *Task) {
+// purged once more, until they and other directories have left it: only then is it no directory. It returns other nodes that
+// changed by it.
+func (t *tree) purged(k *Task) []*node {
 	n := k.n
 	i := slices.Index(n.purges, purge{k.SrcPrefix, k.DstPrefix})
 	if k.DstPrefix != "" && (t.under[k.SrcPrefix] > 0 || t.owner[k.SrcPrefix] != nil) || !t.deserted(k.SrcPrefix, n) {
 		n.purges[i].dst = ""
-		return
+		return nil
 	}
 	n.purges = slices.Delete(n.purges, i, i+1)
 	t.noteMoved(n)
-	var left *s3.Info
-	if t.under[k.SrcPrefix] > 0 || t.owner[k.SrcPrefix] != nil {
-		left = &s3.Info{Key: k.SrcPrefix}
+	if t.under[k.SrcPrefix] == 0 && t.owner[k.SrcPrefix] == nil {
+		t.tell(k.SrcPrefix, nil)
+		return nil
 	}
-	t.tell(k.SrcPrefix, left)
+	t.tell(k.SrcPrefix, &s3.Info{Key: k.SrcPrefix})
+	return t.relaxBelow(k.SrcPrefix)
 }
 
 // onTheWay says that a directory moves from, over or to a key: it had to wait until no task used it.
@@ -219,7 +221,7 @@ func (t *tree) movedTo(k *Task, moved map[s3.Key]s3.Info) []*node {
 	t.moved[n] = struct{}{}
 	t.follow(n, k.SrcPrefix, k.DstPrefix, moved)
 	t.tell(k.DstPrefix, &s3.Info{Key: k.DstPrefix})
-	return changed
+	return append(append(changed, t.relaxBelow(k.SrcPrefix)...), t.relaxBelow(k.DstPrefix)...)
 }
 
 // follow gives the untracked nodes below a moved directory their new keys.

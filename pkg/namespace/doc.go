@@ -31,5 +31,5 @@
 // mutations. recMu is below it and guards the newest record of each tracked node for Dump, which runs while an append
 // waits. Options.Settled is called under mu and must not call the tree; Options.Gone is called without locks.
 //
-// Start reading at node.go, then mutate.go and plan.go.
+// Start reading at node.go, then mutate.go, plan.go and, for directories, plandir.go.
 package namespace

@@ -247,6 +247,7 @@ func (t *tree) rmdir(d *node, name string) []*node {
 		n.purges = append(n.purges, purge{src: p})
 		t.moved[n] = struct{}{}
 	}
+	t.leavePlace(n)
 	n.origin, n.local = "", false
 	return t.unlink(d, name)
 }
@@ -303,10 +304,12 @@ func (t *Tree) Rename(op Op, oldDir inode.Ino, oldName string, newDir inode.Ino,
 		changed = append(changed, t.track(x)...)
 	}
 	origin := t.origins(n)
+	t.leavePlace(n)
 	var xOrigin s3.Key
 	switch {
 	case exchange:
 		xOrigin = t.origins(x)
+		t.leavePlace(x)
 		t.detach(nd, newName, now)
 	case x != nil && x.isDir():
 		changed = append(changed, t.rmdir(nd, newName)...)
@@ -366,6 +369,26 @@ func (t *tree) settleOrigin(n *node, origin s3.Key) {
 	n.origin = ""
 	if p, ok := t.remotePrefix(n); !ok || p != origin || n.heading != "" || len(t.copies(n, origin)) > 0 {
 		n.origin = origin
+	}
+	t.noteMoved(n)
+}
+
+// leavePlace notes that a directory loses its place, and that what was stored there is not to make one of it until it has
+// gone. What the directory has not brought there yet is the business of settleOrigin.
+func (t *tree) leavePlace(n *node) {
+	if !n.isDir() {
+		return
+	}
+	origin := t.origins(n)
+	places := []s3.Key{t.wantPrefix(n)}
+	if p, ok := t.remotePrefix(n.links[0].dir); ok {
+		places = append(places, p+s3.Key(n.links[0].name)+"/") // where its parent came from
+	}
+	for _, place := range places {
+		others := func(d *node) bool { return d.origin != "" && isUnder(place, d.origin) && !n.inside(d) }
+		if place != origin && (t.under[place] > 0 || t.leftBelow(place)) && !t.left(place) && !t.anyMoved(others) {
+			n.purges = append(n.purges, purge{src: place})
+		}
 	}
 	t.noteMoved(n)
 }

@@ -102,27 +102,6 @@ func (t *tree) start(n *node, k *Task) error {
 	return t.append(m)
 }
 
-// claimCopies enters what a Move that has begun may have made of a node's objects, when it becomes tracked: from now on
-// the Move passes them over.
-func (t *tree) claimCopies(n *node) {
-	for _, o := range slices.Clone(n.objs) {
-		var over *node
-		for d := range t.moved {
-			if d != n && d.origin != "" && isUnder(o.key, d.origin) && (over == nil || len(d.origin) > len(over.origin)) {
-				over = d
-			}
-		}
-		if over == nil || over.heading == "" {
-			continue
-		}
-		key := over.heading + o.key[len(over.origin):]
-		if t.owner[key] == nil {
-			n.objs = append(n.objs, object{key: key, etag: o.etag, size: o.size, unsure: true})
-			t.claim(key, n)
-		}
-	}
-}
-
 // keys are those that the task alone may use while it runs.
 func (k *Task) keys() []s3.Key {
 	keys := make([]s3.Key, 0, 2)
@@ -339,283 +318,29 @@ func (t *tree) planDelete(n *node, keep []s3.Key, done verdict) (*Task, verdict)
 	return nil, done
 }
 
-// moving says that a directory is on its way over the key, so that n must wait.
-func (t *tree) moving(key s3.Key, n *node, verb Verb) bool {
-	for d := range t.moved {
-		for _, p := range d.purges {
-			if p.dst == "" && verb == Delete {
-				continue // a removed directory: its purge waits for us
-			}
-			if isUnder(key, p.src) && !(p.dst == "" && d == n) || p.dst != "" && isUnder(key, p.dst) {
-				return true
-			}
-		}
-		if verb == Delete && d.running == nil {
-			continue // a Move passes over what tracked inodes own, and may have to wait for it to go
-		}
-		if d.heading != "" && isUnder(key, d.heading) {
-			return true
-		}
-		if d.origin == "" || len(d.links) == 0 {
-			continue
-		}
-		want := t.wantPrefix(d)
-		if d.origin == want && d.heading == "" {
-			continue // it came back, and nothing takes its objects away any more
-		}
-		if isUnder(key, d.origin) || isUnder(key, want) && n.inside(d) {
-			return true
-		}
-	}
-	return false
-}
-
-func (t *tree) planDir(n *node) (*Task, verdict) {
-	if n.heading != "" && (n != t.root && len(n.links) == 0 || n.heading != t.wantPrefix(n)) {
-		// The Move that was broken off goes elsewhere now. What it has copied is removed where the original is; what
-		// has no original any more belongs to a tracked inode.
-		left := purge{src: n.heading}
-		if len(n.links) > 0 {
-			left.dst = n.origin
-		}
-		n.purges = append(n.purges, left)
-		n.heading = ""
-	}
-	if len(n.purges) > 0 {
-		i := slices.IndexFunc(n.purges, func(p purge) bool { return t.canPurge(n, p) })
-		if i < 0 {
-			return nil, blocked
-		}
-		return &Task{Verb: Purge, SrcPrefix: n.purges[i].src, DstPrefix: n.purges[i].dst}, inSync
-	}
-	if len(n.links) == 0 && n != t.root {
-		return t.planDelete(n, nil, ended)
-	}
-	if n != t.root && n.origin != "" && n.origin != t.wantPrefix(n) {
-		want := t.wantPrefix(n)
-		if !overlap(n.origin, want) && t.canMove(n, want) {
-			return &Task{Verb: Move, SrcPrefix: n.origin, DstPrefix: want}, inSync
-		}
-		// A directory that moves below itself, or to above where it was, takes a detour.
-		if dst := t.orphanKey(n) + "/"; (n.save || overlap(n.origin, want)) && n.origin != dst && !t.anyBusy(n.origin) {
-			return &Task{Verb: Move, SrcPrefix: n.origin, DstPrefix: dst}, inSync
-		}
-		if n.save {
-			return t.planDelete(n, t.wantKeys(n), blocked) // its marker gives way
-		}
-		return nil, blocked
-	}
-	keys := t.wantKeys(n)
-	if n.wantMarker {
-		k, v := t.planWrite(n, keys)
-		if k == nil && v == blocked && n.save {
-			k, _ = t.planDelete(n, keys, blocked) // the marker gives way: there is nothing in it to save
-		}
-		if k != nil || v == blocked {
-			return k, v
-		}
-	}
-	return t.planDelete(n, keys, inSync)
-}
-
-// canMove says that nothing is in the way of a directory's objects: no directory above it has to move first, nobody
-// else's objects are left at the destination, and no other directory is on its way over either prefix.
-func (t *tree) canMove(n *node, dst s3.Key) bool {
-	first := func(p purge) bool { // it does not wait for n to leave
-		return p.dst != "" || !isUnder(n.origin, p.src) || overlap(p.src, dst)
-	}
-	for a := n.links[0].dir; a != t.root; a = a.links[0].dir {
-		if a.origin != "" && a.origin != t.wantPrefix(a) || slices.ContainsFunc(a.purges, first) {
-			return false
-		}
-	}
-	if t.anyBusy(n.origin) || t.anyBusy(dst) {
-		return false
-	}
-	if !t.clearAbove(n, dst) {
-		return false
-	}
-	for d := range t.moved {
-		if d == n {
-			continue
-		}
-		// What is inside n goes with it, unless it is still where n goes to.
-		inside := d.inside(n)
-		crosses := func(prefix s3.Key) bool {
-			return prefix != "" && (overlap(prefix, dst) || !inside && overlap(prefix, n.origin))
-		}
-		if crosses(d.heading) || slices.ContainsFunc(d.purges, func(p purge) bool { return first(p) && (crosses(p.src) || crosses(p.dst)) }) {
-			return false
-		}
-		if d.origin != "" && len(d.links) > 0 && d.origin != t.wantPrefix(d) && overlap(d.origin, dst) {
-			t.askAway(d, n)
-			return false
-		}
-	}
-	return t.clearBelow(dst, n, false, n.wantMarker)
-}
-
-func overlap(a, b s3.Key) bool { return isUnder(a, b) || isUnder(b, a) }
-
-// anyBusy says that a task is running on a key or prefix that touches this one.
-func (t *tree) anyBusy(prefix s3.Key) bool {
-	for k := range t.busy {
-		if isUnder(k, prefix) {
-			return true
-		}
-	}
-	for d := range t.moved {
-		if k := d.running; k != nil && (k.Verb == Move || k.Verb == Purge) {
-			if overlap(k.SrcPrefix, prefix) || k.DstPrefix != "" && overlap(k.DstPrefix, prefix) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// clearBelow says that no objects of other nodes than n are left below a prefix, and asks those to go that are. With
-// inside unset those do not count that are inside n; with it set, those that are where they shall be, because names came
-// back to a place that was left. With overwrite set another directory's marker at the prefix itself does not count: n's
-// replaces it.
-func (t *tree) clearBelow(prefix s3.Key, n *node, inside, overwrite bool) bool {
-	if t.under[prefix] == 0 && t.owner[prefix] == nil {
-		return true
-	}
-	free := true
-	for key, m := range t.owner {
-		if m == n || !isUnder(key, prefix) || !inside && m.inside(n) || overwrite && key == prefix {
-			continue
-		}
-		if inside && slices.Contains(t.wantKeys(m), key) {
-			continue
-		}
-		t.askAway(m, n)
-		free = false
-	}
-	return free
-}
-
-// canPurge says that no task is on its way over a prefix that n has left, and that it is empty but for keys without a
-// name if it is to be seen again afterwards.
-func (t *tree) canPurge(n *node, p purge) bool {
-	if t.anyBusy(p.src) || p.dst != "" && t.anyBusy(p.dst) {
-		return false
-	}
-	return p.dst != "" || t.deserted(p.src, n)
-}
-
-// deserted says that nothing is left below a prefix that must not be seen there, and asks it to go. Until then the
-// prefix must stay hidden: it would be seen as a directory again.
-func (t *tree) deserted(prefix s3.Key, n *node) bool {
-	return t.clearBelow(prefix, n, true, false) && !t.leaving(prefix, n)
-}
-
-// leaving says that directories which left a prefix still have objects below it, theirs or copies, and asks those to go
-// that do not go by themselves.
-func (t *tree) leaving(prefix s3.Key, n *node) bool {
-	left := false
-	for d := range t.moved {
-		if slices.ContainsFunc(d.purges, func(p purge) bool { return p.src != prefix && isUnder(p.src, prefix) }) {
-			left = true
-		}
-		if d == n {
-			continue
-		}
-		here := func(p s3.Key) bool {
-			return p != prefix && isUnder(p, prefix) && (len(d.links) == 0 || p != t.wantPrefix(d))
-		}
-		if here(d.heading) || len(d.links) > 0 && here(d.origin) {
-			t.askAway(d, n)
-			left = true
-		}
-	}
-	return left
-}
-
-// relax stops tracking a settled node, and then the directories above it, where the bucket alone now says it all. It
-// returns the nodes whose records change.
-func (t *tree) relax(n *node) []*node {
-	var changed []*node
-	if n.tracked && n.local && n.changed == 0 && n.origin == "" && n.objAt(t.wantKeys(n)[0]) != nil {
-		if _, ok := t.remotePrefix(n.links[0].dir); ok {
-			n.local = false
-			n.version++
-			changed = append(changed, n)
-			for _, c := range n.children {
-				if c.isDir() && c.origin != "" {
-					t.settleOrigin(c, c.origin)
-				}
-				changed = append(changed, t.relax(c)...)
-			}
-		}
-	}
-	for n.tracked && n.changed == 0 && n.running == nil && n != t.root && len(n.links) == 1 && n.below == 0 && !n.local && n.origin == "" && len(n.purges) == 0 {
-		d := n.links[0].dir
-		p, ok := t.remotePrefix(d)
-		key := p + s3.Key(n.links[0].name)
-		if n.isDir() {
-			key += "/"
-		}
-		if !ok || t.onMove(d) || len(n.objs) > 1 || len(n.objs) == 1 && n.objs[0].key != key || len(n.objs) == 0 && !n.isDir() {
-			break
-		}
-		n.tracked = false
-		for _, o := range n.objs {
-			t.release(o.key, n)
-		}
-		d.below--
-		changed = append(changed, n)
-		t.rest(n)
-		n = d
-		if n == t.root {
-			break
-		}
-		changed = append(changed, t.relaxLocal(n)...)
-	}
-	return changed
-}
-
-// onMove says that a Move has begun to copy what lies below a directory. It passes over what is tracked, and would not come
-// back for it.
-func (t *tree) onMove(d *node) bool {
-	for ; d != t.root && len(d.links) > 0; d = d.links[0].dir {
-		if d.heading != "" {
-			return true
-		}
-	}
-	return false
-}
-
-// relaxLocal is the first half of relax for a directory on the way up.
-func (t *tree) relaxLocal(n *node) []*node {
-	if n.local && n.changed == 0 {
-		return t.relax(n)
-	}
-	return nil
-}
-
-// Skip says that the key is not the business of a Move or Purge: a tracked inode decides it.
-func (t *Tree) Skip(key s3.Key) bool {
+// Skip says that a key is not the business of a Move or Purge: a tracked inode decides it, or another directory.
+func (t *Tree) Skip(k *Task, key s3.Key) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.owner[key] != nil {
 		return true
 	}
-	// Below a directory that was itself renamed away from here, the innermost such directory decides.
+	// Below a directory that was itself renamed away from here, or is on its way here, the innermost such directory decides.
 	var inner *node
-	var length int
-	for d := range t.moved {
-		if d.origin != "" && isUnder(key, d.origin) && len(d.origin) > length {
-			inner, length = d, len(d.origin)
-		}
-		for _, p := range d.purges {
-			if isUnder(key, p.src) && len(p.src) > length {
-				inner, length = d, len(p.src)
-			}
+	var innermost s3.Key
+	under := func(d *node, prefix s3.Key) {
+		if prefix != "" && isUnder(key, prefix) && (len(prefix) > len(innermost) || len(prefix) == len(innermost) && d == k.n) {
+			inner, innermost = d, prefix
 		}
 	}
-	return inner != nil && inner.running == nil
+	for d := range t.moved {
+		under(d, d.origin)
+		under(d, d.heading)
+		for _, p := range d.purges {
+			under(d, p.src)
+		}
+	}
+	return inner != nil && (inner != k.n || innermost != k.SrcPrefix && innermost != k.DstPrefix)
 }
 
 // Seq numbers the mutations.

@@ -2,6 +2,7 @@ package namespace
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/csi-s3/csi-s3/pkg/inode"
@@ -65,18 +66,29 @@ func (t *Tree) Resolve(dir inode.Ino, name string) (Resolution, error) {
 }
 
 // hidden says that a key of the bucket does not count: a tracked inode owns it, or a directory has left it.
-func (t *tree) hidden(key s3.Key) bool {
-	if t.owner[key] != nil {
-		return true
-	}
+func (t *tree) hidden(key s3.Key) bool { return t.owner[key] != nil || t.left(key) }
+
+// left says that a directory has left a prefix, or has begun to move there.
+func (t *tree) left(prefix s3.Key) bool {
+	return t.anyLeft(func(p s3.Key) bool { return p == prefix })
+}
+
+// leftBelow is left of any prefix below one.
+func (t *tree) leftBelow(prefix s3.Key) bool {
+	return t.anyLeft(func(p s3.Key) bool { return isUnder(p, prefix) })
+}
+
+func (t *tree) anyLeft(is func(prefix s3.Key) bool) bool {
+	return t.anyMoved(func(d *node) bool {
+		return d.origin != "" && is(d.origin) || d.heading != "" && is(d.heading) || slices.ContainsFunc(d.purges, func(p purge) bool { return is(p.src) })
+	})
+}
+
+// anyMoved says that a directory that has left a place is so.
+func (t *tree) anyMoved(is func(d *node) bool) bool {
 	for d := range t.moved {
-		if d.origin == key || d.heading == key {
+		if is(d) {
 			return true
-		}
-		for _, p := range d.purges {
-			if p.src == key {
-				return true
-			}
 		}
 	}
 	return false

@@ -25,7 +25,7 @@ func (e *Executor) move(ctx context.Context, k *namespace.Task) (map[s3.Key]s3.I
 	}
 	moved := map[s3.Key]s3.Info{}
 	err := e.pages(ctx, k.SrcPrefix, func(objs []s3.Info) error {
-		copies, err := e.copyAll(ctx, k, e.unowned(objs))
+		copies, err := e.copyAll(ctx, k, e.unowned(k, objs))
 		for key, info := range copies {
 			moved[key] = info
 		}
@@ -60,10 +60,10 @@ func (e *Executor) pages(ctx context.Context, prefix s3.Key, do func([]s3.Info) 
 }
 
 // unowned leaves out what a tracked inode decides.
-func (e *Executor) unowned(objs []s3.Info) []s3.Info {
+func (e *Executor) unowned(k *namespace.Task, objs []s3.Info) []s3.Info {
 	var free []s3.Info
 	for _, o := range objs {
-		if !e.tree.Skip(o.Key) {
+		if !e.tree.Skip(k, o.Key) {
 			free = append(free, o)
 		}
 	}

@@ -21,7 +21,7 @@ func (e *Executor) purge(ctx context.Context, k *namespace.Task) error {
 	for range maxPasses {
 		removed := 0
 		err := e.pages(ctx, k.SrcPrefix, func(objs []s3.Info) error {
-			keys, err := e.removable(ctx, k, e.unowned(objs))
+			keys, err := e.removable(ctx, k, e.unowned(k, objs))
 			if err != nil || len(keys) == 0 {
 				return err
 			}
@@ -56,7 +56,7 @@ func (e *Executor) removable(ctx context.Context, k *namespace.Task, objs []s3.I
 		switch d := there[dst]; {
 		case d != nil && d.Size == o.Size:
 			keys = append(keys, o.Key)
-		case !e.tree.Skip(dst):
+		case !e.tree.Skip(k, dst):
 			late = append(late, o)
 		}
 		// What others wrote under a name that was written anew in the mount stays where it is.
