@@ -286,13 +286,7 @@ func (b *bench) copy(k *namespace.Task, pause func() bool) error {
 }
 
 func (b *bench) duplicate(pause func() bool, src s3.Key, match s3.ETag, dst s3.Key, attr *s3.Attributes, cond s3.Condition) (s3.Info, error) {
-	return request(b, pause, "Copy", dst, func() (s3.Info, error) {
-		info, err := b.bucket.Copy(ctx, src, match, dst, attr, cond)
-		if errors.Is(err, s3.ErrNotSupported) {
-			info, err = b.bucket.Copy(ctx, src, match, dst, attr, s3.Condition{})
-		}
-		return info, err
-	})
+	return request(b, pause, "Copy", dst, func() (s3.Info, error) { return b.bucket.Copy(ctx, src, match, dst, attr, cond) })
 }
 
 // settle ends a Put or Copy, or says why it has to be tried again.
