@@ -15,7 +15,7 @@ import (
 const (
 	// maxFailures is how many requests of a probe may go unanswered before it ends.
 	maxFailures = 3
-	// cleanTime bounds the removal of the scratch objects. What is left is removed by a later probe.
+	// cleanTime bounds the removal of what a probe has made. A later one removes what is left.
 	cleanTime = 5 * time.Second
 	// litter is how old scratch objects of another probe are when nobody uses them any more.
 	litter = time.Hour
@@ -25,7 +25,8 @@ const (
 const wrongTag s3.ETag = "00000000000000000000000000000000"
 
 // Probe finds out what the server makes of every feature, by at most 48 short requests. It writes nothing but small objects
-// below dir, which it removes; what it leaves, because it is broken off, has no effect and is removed by a later one.
+// below dir, which it removes. What it leaves when it is broken off has no effect, and a later one removes it by some
+// requests more.
 //
 // What could not be found out is not in the answers, and the error says why. A server that does not answer is never
 // taken for one that lacks something.
@@ -62,7 +63,8 @@ type probe struct {
 	top, dir s3.Key
 	answers  Answers
 	tags     map[s3.Key]s3.ETag // of the objects that may be there, by name
-	extra    []s3.Key           // more keys to remove
+	extra    []s3.Key           // more keys to remove: other probes left them
+	now      time.Time          // by the server's clock
 	writes   int                // makes each body another one
 	failures int
 	cause    error // why something is unknown
@@ -191,12 +193,26 @@ func (p *probe) complete(ctx context.Context, name s3.Key, cond s3.Condition) er
 	return err
 }
 
-// abort drops an upload, also when the probe was broken off. One that is left is the server's to clean up.
+// abort drops an upload, also when the probe was broken off.
 func (p *probe) abort(ctx context.Context, key s3.Key, id s3.UploadID) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTime)
 	defer cancel()
 	if err := p.b.AbortUpload(ctx, key, id); err != nil {
 		p.fail(err)
+	}
+}
+
+// abortOld drops the uploads of probes that were broken off.
+func (p *probe) abortOld(ctx context.Context) {
+	uploads, err := p.b.ListUploads(ctx, p.top)
+	if err != nil {
+		p.fail(err)
+		return
+	}
+	for _, u := range uploads {
+		if p.now.Sub(u.Initiated) > litter {
+			p.abort(ctx, u.Key, u.ID)
+		}
 	}
 }
 
@@ -323,16 +339,15 @@ func (p *probe) names(ctx context.Context) {
 		p.fail(err)
 		return
 	}
-	var now time.Time
 	found := false
 	for _, o := range page.Objects {
-		if strings.HasPrefix(string(o.Key), string(p.dir)) && o.Modified.After(now) {
-			now = o.Modified
+		if strings.HasPrefix(string(o.Key), string(p.dir)) && o.Modified.After(p.now) {
+			p.now = o.Modified
 		}
 		found = found || o.Key == p.dir+odd
 	}
 	for _, o := range page.Objects {
-		if now.Sub(o.Modified) > litter && len(p.extra) < 500 {
+		if p.now.Sub(o.Modified) > litter && len(p.extra) < 500 {
 			p.extra = append(p.extra, o.Key)
 		}
 	}
@@ -350,6 +365,9 @@ func (p *probe) clean(ctx context.Context) {
 	ended := p.over(ctx)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTime)
 	defer cancel()
+	if len(p.extra) > 0 {
+		p.abortOld(ctx) // before the objects go that tell of them
+	}
 	keys := p.extra
 	for name := range p.tags {
 		keys = append(keys, p.dir+name)

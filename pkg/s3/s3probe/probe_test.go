@@ -167,7 +167,7 @@ func TestProbeIsBrokenOff(t *testing.T) {
 		if n.Add(1) == 10 {
 			cancel()
 		}
-		if op.Name == "DeleteMany" {
+		if op.Name == "DeleteMany" || op.Name == "AbortUpload" {
 			return s3fault.FailBefore(nil)
 		}
 		return s3fault.Action{}
@@ -176,8 +176,9 @@ func TestProbeIsBrokenOff(t *testing.T) {
 		t.Fatal("no error")
 	}
 	page, err := mem.List(t.Context(), s3.ListInput{})
-	if err != nil || len(page.Objects) == 0 {
-		t.Fatalf("%v, %v: the test needs some litter", page, err)
+	uploads, uerr := mem.ListUploads(t.Context(), "")
+	if err != nil || uerr != nil || len(page.Objects) == 0 || len(uploads) == 0 {
+		t.Fatalf("%v, %v, %v, %v: the test needs some litter", page, uploads, err, uerr)
 	}
 	for _, o := range page.Objects {
 		if !strings.HasPrefix(string(o.Key), dir) {
