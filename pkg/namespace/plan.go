@@ -40,7 +40,11 @@ func (t *Tree) Next(now time.Time) (*Task, time.Time) {
 			return nil, n.due
 		}
 		heap.Pop(&t.queue)
+		heading := n.heading
 		k, v := t.plan(n)
+		if n.heading != heading && t.append(n) != nil { // turnBack: whoever becomes tracked relies on it
+			return nil, time.Time{}
+		}
 		if k != nil {
 			if t.start(n, k) != nil {
 				return nil, time.Time{}

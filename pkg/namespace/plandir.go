@@ -6,29 +6,23 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/s3"
 )
 
-// claimCopies enters the other objects that there may be of a node when it becomes tracked: the copies that a Move has
-// begun to make, and what a Purge has not removed yet. From now on these pass them over.
+// claimCopies enters what a Move that has begun may have made of a node's objects, when it becomes tracked: from now on
+// the Move passes them over.
 func (t *tree) claimCopies(n *node) {
-	claim := func(o object, key s3.Key) {
-		if t.owner[key] == nil {
-			n.objs = append(n.objs, object{key: key, etag: o.etag, size: o.size, unsure: true})
-			t.claim(key, n)
-		}
-	}
 	for _, o := range slices.Clone(n.objs) {
 		var over *node
 		for d := range t.moved {
 			if d != n && d.origin != "" && isUnder(o.key, d.origin) && (over == nil || len(d.origin) > len(over.origin)) {
 				over = d
 			}
-			for _, p := range d.purges {
-				if d != n && p.dst != "" && isUnder(o.key, p.dst) {
-					claim(o, p.src+o.key[len(p.dst):])
-				}
-			}
 		}
-		if over != nil && over.heading != "" {
-			claim(o, over.heading+o.key[len(over.origin):])
+		if over == nil || over.heading == "" {
+			continue
+		}
+		key := over.heading + o.key[len(over.origin):]
+		if t.owner[key] == nil {
+			n.objs = append(n.objs, object{key: key, etag: o.etag, size: o.size, unsure: true})
+			t.claim(key, n)
 		}
 	}
 }
