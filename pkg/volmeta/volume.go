@@ -21,8 +21,8 @@ const Version = 1
 // maxRecord is more bytes than any record has.
 const maxRecord = 64 << 10
 
-// ErrFormat: an object is in the record's place, but it is no record that this program understands. It is not absent.
-var ErrFormat = errors.New("ownership record is not understood")
+// ErrFormat: an object is in a record's place, but it is no record that this program understands. It is not absent.
+var ErrFormat = errors.New("record of the volume is not understood")
 
 // State is how far the life of a volume has gone.
 type State string
@@ -70,18 +70,26 @@ func (v Volume) Encode() ([]byte, error) {
 // Decode reads what Encode wrote. Anything else is ErrFormat.
 func Decode(data []byte) (Volume, error) {
 	var v Volume
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&v); err != nil {
-		return Volume{}, fmt.Errorf("%w: %w", ErrFormat, err)
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return Volume{}, fmt.Errorf("%w: more follows the record", ErrFormat)
+	if err := decode(data, &v); err != nil {
+		return Volume{}, err
 	}
 	if err := v.check(); err != nil {
 		return Volume{}, err
 	}
 	return v, nil
+}
+
+// decode reads exactly one JSON object with no field that is unknown.
+func decode(data []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return fmt.Errorf("%w: %w", ErrFormat, err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("%w: more follows the record", ErrFormat)
+	}
+	return nil
 }
 
 func (v Volume) check() error {
@@ -103,24 +111,29 @@ func (v Volume) check() error {
 // Read returns the record of the volume below prefix, and its ETag for Replace. s3.ErrNotExist means that there is
 // none, s3.ErrNoBucket that there is no bucket, ErrFormat that it is not ours to understand.
 func Read(ctx context.Context, b s3.Bucket, prefix s3.Key) (Volume, s3.ETag, error) {
-	key := Key(prefix)
+	return read(ctx, b, Key(prefix), Decode)
+}
+
+// read fetches a record and decodes it.
+func read[T any](ctx context.Context, b s3.Bucket, key s3.Key, decode func([]byte) (T, error)) (T, s3.ETag, error) {
+	var none T
 	body, info, err := b.Get(ctx, key, nil, "")
 	if err != nil {
-		return Volume{}, "", err
+		return none, "", err
 	}
 	data, err := io.ReadAll(io.LimitReader(body, maxRecord+1))
 	if cerr := body.Close(); err == nil && len(data) <= maxRecord {
 		err = cerr
 	}
 	if err != nil {
-		return Volume{}, "", err
+		return none, "", err
 	}
 	if len(data) > maxRecord {
-		return Volume{}, "", fmt.Errorf("%s/%q: %w: it is larger than any record", b.Name(), string(key), ErrFormat)
+		return none, "", fmt.Errorf("%s/%q: %w: it is larger than any record", b.Name(), string(key), ErrFormat)
 	}
-	v, err := Decode(data)
+	v, err := decode(data)
 	if err != nil {
-		return Volume{}, "", fmt.Errorf("%s/%q: %w", b.Name(), string(key), err)
+		return none, "", fmt.Errorf("%s/%q: %w", b.Name(), string(key), err)
 	}
 	return v, info.ETag, nil
 }
@@ -143,11 +156,15 @@ func put(ctx context.Context, b s3.Bucket, prefix s3.Key, v Volume, cond s3.Cond
 	if err != nil {
 		return err
 	}
-	body := s3.Body{R: bytes.NewReader(data), Size: int64(len(data))}
-	attr := s3.Attributes{ContentType: "application/json"}
-	_, err = b.Put(ctx, Key(prefix), body, attr, cond)
+	_, err = store(ctx, b, Key(prefix), data, cond)
 	if errors.Is(err, s3.ErrNotSupported) {
-		_, err = b.Put(ctx, Key(prefix), body, attr, s3.Condition{})
+		_, err = store(ctx, b, Key(prefix), data, s3.Condition{})
 	}
 	return err
+}
+
+func store(ctx context.Context, b s3.Bucket, key s3.Key, data []byte, cond s3.Condition) (s3.ETag, error) {
+	body := s3.Body{R: bytes.NewReader(data), Size: int64(len(data))}
+	info, err := b.Put(ctx, key, body, s3.Attributes{ContentType: "application/json"}, cond)
+	return info.ETag, err
 }
