@@ -23,7 +23,7 @@ func (fs *FS) GetAttr(ctx context.Context, _ Request, ino inode.Ino) (inode.Attr
 // SetAttr changes attributes; h is 0 or the handle that ftruncate came through. A change of size also sets mtime and
 // ctime, any other change ctime.
 func (fs *FS) SetAttr(ctx context.Context, req Request, ino inode.Ino, _ HandleID, set SetAttr) (inode.Attr, time.Duration, error) {
-	if err := fs.writable(); err != nil {
+	if err := fs.writable(ctx); err != nil {
 		return inode.Attr{}, 0, err
 	}
 	n, err := fs.get(ctx, ino) // before any change: defaults must not overwrite attributes that were not read yet

@@ -44,7 +44,7 @@ func (fs *FS) Create(ctx context.Context, req Request, dir inode.Ino, name strin
 // Tmpfile makes a regular file without a name and opens it (O_TMPFILE). Link may give it a name, unless flags has
 // O_EXCL; else it ends with its last handle, or with a crash.
 func (fs *FS) Tmpfile(ctx context.Context, req Request, dir inode.Ino, mode uint32, _ int) (Entry, HandleID, error) {
-	if err := fs.writable(); err != nil {
+	if err := fs.writable(ctx); err != nil {
 		return Entry{}, 0, err
 	}
 	attr, err := fs.newAttr(ctx, req, dir, inode.ModeRegular|mode&inode.ModePerm, 0)
@@ -66,7 +66,7 @@ func (fs *FS) create(ctx context.Context, req Request, dir inode.Ino, name strin
 		n, err = fs.tree.Get(out.Ino)
 		return n, true, err
 	}
-	if err := fs.writable(); err != nil {
+	if err := fs.writable(ctx); err != nil {
 		return n, false, err
 	}
 	for range maxRounds {
@@ -132,7 +132,7 @@ func (fs *FS) make(ctx context.Context, req Request, dir inode.Ino, name string,
 	if out, ok := fs.done(req); ok {
 		return fs.outcome(out)
 	}
-	if err := fs.writable(); err != nil {
+	if err := fs.writable(ctx); err != nil {
 		return Entry{}, err
 	}
 	for range maxRounds {

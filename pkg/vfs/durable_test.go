@@ -197,6 +197,25 @@ func TestFlushTree(t *testing.T) {
 	v.errno(v.FlushTree(ctx, 4711, nil), syscall.ESTALE)
 }
 
+// TestHalted: what is durable here and never gets to the bucket is not acknowledged by an fsync, and what is there is.
+func TestHalted(t *testing.T) {
+	v := newVolume(t, config{})
+	ino, h := v.open(func() string { v.write("safe", "abc"); return "safe" }(), syscall.O_RDWR)
+	v.flush()
+	v.ok(v.Fsync(ctx, root, ino, h, false))
+	v.ok(v.FsyncDir(ctx, root, inode.Root))
+	late, lh := v.open(func() string { v.write("late", "abc"); return "late" }(), syscall.O_RDWR)
+	v.ok(v.Fsync(ctx, root, late, lh, false))
+	v.executor.Halt(errors.New("because"))
+	v.errno(v.Fsync(ctx, root, late, lh, false), syscall.EIO)
+	v.errno(v.FsyncDir(ctx, root, inode.Root), syscall.EIO)
+	v.ok(v.Fsync(ctx, root, ino, h, false))
+	v.wantFile("late", "abc")
+	v.kill()
+	v.flush()
+	v.wantObjects("late", "abc", "safe", "abc")
+}
+
 // TestUnknownHandle: after a takeover nobody knows the handles of before; they work by inode, and releasing one twice
 // does no harm.
 func TestUnknownHandle(t *testing.T) {

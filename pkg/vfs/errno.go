@@ -53,6 +53,7 @@ var errnos = [...]struct {
 	{namespace.ErrTooManyLinks, syscall.EMLINK},
 
 	{writeback.ErrConflict, syscall.ESTALE},
+	{writeback.ErrHalted, syscall.EIO},
 
 	{cache.ErrPoisoned, syscall.EIO},
 	{cache.ErrNoSpace, syscall.ENOSPC},

@@ -21,7 +21,7 @@ const (
 // Fallocate takes mode as fallocate(2): 0, KEEP_SIZE, PUNCH_HOLE|KEEP_SIZE, ZERO_RANGE with or without KEEP_SIZE; others
 // are ErrNotSupported. Space is not reserved: an object takes none before it is written.
 func (fs *FS) Fallocate(ctx context.Context, _ Request, ino inode.Ino, _ HandleID, off, length int64, mode uint32) error {
-	if err := fs.writable(); err != nil {
+	if err := fs.writable(ctx); err != nil {
 		return err
 	}
 	zero := false

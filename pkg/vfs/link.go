@@ -14,7 +14,7 @@ func (fs *FS) Link(ctx context.Context, req Request, ino, dir inode.Ino, name st
 	if out, ok := fs.done(req); ok {
 		return fs.outcome(out)
 	}
-	if err := fs.writable(); err != nil {
+	if err := fs.writable(ctx); err != nil {
 		return Entry{}, err
 	}
 	n, err := fs.get(ctx, ino)

@@ -17,7 +17,7 @@ import (
 func (fs *FS) Open(ctx context.Context, _ Request, ino inode.Ino, flags int) (h HandleID, keepCache bool, err error) {
 	writes := flags&syscall.O_ACCMODE != syscall.O_RDONLY
 	if writes || flags&syscall.O_TRUNC != 0 {
-		if err := fs.writable(); err != nil {
+		if err := fs.writable(ctx); err != nil {
 			return 0, false, err
 		}
 	}

@@ -1,6 +1,7 @@
 package vfs_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -214,8 +215,11 @@ func TestLookupCounts(t *testing.T) {
 }
 
 func TestReadOnly(t *testing.T) {
-	for _, policy := range []vfs.Policy{{ReadOnly: true}, {Access: vfs.ReadOnlyMany}} {
-		v := newVolume(t, config{policy: policy})
+	for _, cfg := range []config{
+		{policy: vfs.Policy{ReadOnly: true}}, {policy: vfs.Policy{Access: vfs.ReadOnlyMany}},
+		{admit: func(context.Context) error { return fmt.Errorf("for a reason: %w", vfs.ErrReadOnly) }},
+	} {
+		v := newVolume(t, cfg)
 		v.put("f", "x")
 		v.put("d/g", "y")
 		v.wantFile("f", "x")

@@ -8,7 +8,8 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/writeback"
 )
 
-// Fsync makes the file durable as the mount's fsync policy says: file, name and size.
+// Fsync makes the file durable as the mount's fsync policy says: file, name and size. When write-back has ended for good,
+// what is durable here reaches no bucket: then it is writeback.ErrHalted unless the bucket has the file.
 func (fs *FS) Fsync(ctx context.Context, _ Request, ino inode.Ino, h HandleID, _ bool) error {
 	if err := fs.handles.takeError(h, ino); err != nil {
 		return err
@@ -20,7 +21,7 @@ func (fs *FS) Fsync(ctx context.Context, _ Request, ino inode.Ino, h HandleID, _
 	if err := fs.tree.Sync(); err != nil {
 		return err
 	}
-	if !fs.policy.FsyncBucket {
+	if !fs.policy.FsyncBucket && fs.executor.Halted() == nil {
 		return nil
 	}
 	return fs.flushInode(ctx, ino, h)
@@ -42,12 +43,12 @@ func (fs *FS) barrier(ino inode.Ino) error {
 	return nil
 }
 
-// FsyncDir makes all changes of names in the directory durable.
+// FsyncDir makes all changes of names in the directory durable, as Fsync does.
 func (fs *FS) FsyncDir(ctx context.Context, _ Request, _ inode.Ino) error {
 	if err := fs.tree.Sync(); err != nil {
 		return err
 	}
-	if !fs.policy.FsyncBucket {
+	if !fs.policy.FsyncBucket && fs.executor.Halted() == nil {
 		return nil
 	}
 	ctx, cancel := fs.patience(ctx)

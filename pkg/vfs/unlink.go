@@ -45,7 +45,7 @@ func (fs *FS) Rmdir(ctx context.Context, req Request, dir inode.Ino, name string
 
 // victim finds what is to be removed.
 func (fs *FS) victim(ctx context.Context, dir inode.Ino, name string) (namespace.Node, error) {
-	if err := fs.writable(); err != nil {
+	if err := fs.writable(ctx); err != nil {
 		return namespace.Node{}, err
 	}
 	f, err := fs.resolve(ctx, dir, name)

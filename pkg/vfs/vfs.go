@@ -152,9 +152,11 @@ type Options struct {
 	Executor *writeback.Executor
 	Remote   *Remote // made with Policy.TTL
 	Policy   Policy
-	Usage    *Usage           // nil: counts from zero
-	Log      *slog.Logger     // nil: slog.Default
-	Now      func() time.Time // nil: time.Now
+	// Admit is asked before each mutation, without locks; its error is the mutation's. nil: all are welcome.
+	Admit func(context.Context) error
+	Usage *Usage           // nil: counts from zero
+	Log   *slog.Logger     // nil: slog.Default
+	Now   func() time.Time // nil: time.Now
 }
 
 // FS is one mounted volume's file system. All methods are safe for concurrent use and take their deadline and
@@ -166,6 +168,7 @@ type FS struct {
 	executor *writeback.Executor
 	remote   *Remote
 	policy   Policy
+	admit    func(context.Context) error
 	usage    *Usage
 	log      *slog.Logger
 	now      func() time.Time
@@ -184,7 +187,7 @@ type FS struct {
 func New(opt Options) *FS {
 	fs := &FS{
 		tree: opt.Tree, store: opt.Store, fetcher: opt.Fetcher, executor: opt.Executor, remote: opt.Remote,
-		policy: opt.Policy, usage: opt.Usage, log: opt.Log, now: opt.Now,
+		policy: opt.Policy, admit: opt.Admit, usage: opt.Usage, log: opt.Log, now: opt.Now,
 	}
 	if fs.policy.Access == ReadOnlyMany {
 		fs.policy.ReadOnly = true
@@ -244,11 +247,14 @@ func (fs *FS) patience(ctx context.Context) (context.Context, context.CancelFunc
 }
 
 // writable is the first check of every mutation.
-func (fs *FS) writable() error {
+func (fs *FS) writable(ctx context.Context) error {
 	if fs.policy.ReadOnly {
 		return ErrReadOnly
 	}
-	return nil
+	if fs.admit == nil {
+		return nil
+	}
+	return fs.admit(ctx)
 }
 
 // charge counts n more bytes of content, or refuses to.

@@ -15,7 +15,7 @@ import (
 // above its high watermark, and waits at the hard limit for uploads to make room, as long as Policy.IOTimeout says. It is
 // cache.ErrNoSpace when that is over or nothing can be uploaded, ErrCapacity when the volume is full: then nothing changed.
 func (fs *FS) Write(ctx context.Context, _ Request, ino inode.Ino, _ HandleID, p []byte, off int64) (n int, err error) {
-	if err := fs.writable(); err != nil {
+	if err := fs.writable(ctx); err != nil {
 		return 0, err
 	}
 	node, err := fs.get(ctx, ino)

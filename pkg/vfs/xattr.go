@@ -65,7 +65,7 @@ func (fs *FS) ListXattr(ctx context.Context, _ Request, ino inode.Ino) ([]string
 // SetXattr sets a user.* attribute; flags as setxattr(2). What does not fit into the object's metadata (2 KB with all
 // other attributes) is namespace.ErrTooMany.
 func (fs *FS) SetXattr(ctx context.Context, req Request, ino inode.Ino, name string, value []byte, flags int) error {
-	if err := fs.writable(); err != nil {
+	if err := fs.writable(ctx); err != nil {
 		return err
 	}
 	if err := checkXattr(name); err != nil {
@@ -99,7 +99,7 @@ func (fs *FS) SetXattr(ctx context.Context, req Request, ino inode.Ino, name str
 
 // RemoveXattr removes an attribute, or is ErrNoAttr.
 func (fs *FS) RemoveXattr(ctx context.Context, req Request, ino inode.Ino, name string) error {
-	if err := fs.writable(); err != nil {
+	if err := fs.writable(ctx); err != nil {
 		return err
 	}
 	if err := checkXattr(name); err != nil {

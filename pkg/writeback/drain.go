@@ -27,8 +27,8 @@ type Progress struct {
 // Flush returns when everything that was changed before the call is in the bucket: of one inode, or of all when ino is
 // 0. What is changed later is not waited for. progress, if not nil, is called now and then. When ctx ends first, the
 // error wraps ctx's and the last failure and says what is left. ErrConflict (with an ino only): somebody else's object
-// took the name meanwhile. What cannot end in this process is not waited for: a journal that failed, and files that are
-// cache.ErrPoisoned when nothing else is left.
+// took the name meanwhile. What cannot end in this process is not waited for: a journal that failed, an Executor that is
+// ErrHalted, and files that are cache.ErrPoisoned when nothing else is left.
 func (e *Executor) Flush(ctx context.Context, ino inode.Ino, progress func(Progress)) error {
 	seq := e.tree.Seq()
 	e.mu.Lock()
@@ -69,6 +69,9 @@ func (e *Executor) Flush(ctx context.Context, ino inode.Ino, progress func(Progr
 		if errors.Is(last, cache.ErrPoisoned) && e.tree.Failed(ino, seq, poisoned) >= n {
 			return unflushed(left, last, nil)
 		}
+		if halted := e.Halted(); halted != nil {
+			return unflushed(left, halted, nil)
+		}
 		if progress != nil {
 			progress(left)
 		}
@@ -85,6 +88,9 @@ func (e *Executor) Flush(ctx context.Context, ino inode.Ino, progress func(Progr
 			return unflushed(left, ctx.Err(), last)
 		case <-e.stopping.Done():
 			timer.Stop()
+			if halted := e.Halted(); halted != nil {
+				return unflushed(left, halted, nil)
+			}
 			return unflushed(left, ErrStopped, last)
 		}
 		timer.Stop()

@@ -476,6 +476,55 @@ func TestStop(t *testing.T) {
 	r.holds("large", large)
 }
 
+// A halted Executor sends nothing more, breaks off what it sends, says why at once, and leaves all to the next start.
+func TestHalt(t *testing.T) {
+	r := newRig(t, small)
+	why := errors.New("because")
+	tiny, large := noise(100), noise(300<<10)
+	done := r.create("done")
+	r.write(done, 0, tiny)
+	r.flush()
+	r.write(r.create("tiny"), 0, tiny)
+	r.write(r.create("large"), 0, large)
+	r.faulty(func(op s3fault.Op) s3fault.Action {
+		if op.Name == "Put" || op.Name == "UploadPart" {
+			return s3fault.Delay(time.Hour)
+		}
+		return s3fault.Action{}
+	})
+	waiting := make(chan error, 1)
+	go func() { waiting <- r.exec.Flush(t.Context(), 0, nil) }()
+	for r.exec.Status().Running < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	r.exec.Halt(why)
+	r.exec.Halt(errors.New("another"))
+	halted := func(err error) bool { return errors.Is(err, writeback.ErrHalted) && errors.Is(err, why) }
+	if err := <-waiting; !halted(err) {
+		t.Errorf("a flush that waited: %v", err)
+	}
+	r.ok(r.exec.Stop(t.Context())) // returns when the requests are broken off
+	var late atomic.Int32
+	r.faulty(func(s3fault.Op) s3fault.Action { late.Add(1); return s3fault.Action{} })
+	if err := r.exec.Flush(t.Context(), 0, nil); !halted(err) || !strings.Contains(err.Error(), "307300 bytes") {
+		t.Errorf("a flush after it: %v", err)
+	}
+	if err := r.exec.Flush(t.Context(), done, nil); err != nil {
+		t.Errorf("a flush of what the bucket has: %v", err)
+	}
+	if s := r.exec.Status(); !halted(s.LastError) || !halted(r.exec.Halted()) || s.Queue != 2 {
+		t.Errorf("%+v", s)
+	}
+	if n := late.Load(); n > 0 {
+		t.Errorf("%d requests after it", n)
+	}
+	r.kill()
+	r.faulty(nil)
+	r.flush()
+	r.holds("tiny", tiny)
+	r.holds("large", large)
+}
+
 // Flush of one inode does not wait for others, and tells how much is left.
 func TestFlushOne(t *testing.T) {
 	r := newRig(t, small)

@@ -3,6 +3,7 @@ package writeback
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -21,6 +22,9 @@ var ErrConflict = errors.New("the file was changed by others in the bucket")
 
 // ErrStopped: the Executor was stopped before the work was done. It goes on with the next start.
 var ErrStopped = errors.New("write-back was stopped")
+
+// ErrHalted: Halt has ended the Executor. What is not in the bucket does not get there from here any more.
+var ErrHalted = errors.New("write-back has ended for good")
 
 // Options of an Executor. The zero value works.
 type Options struct {
@@ -65,6 +69,8 @@ type Executor struct {
 	ledger ledger // of multipart uploads
 
 	ended pulse // beats when a task has ended, and when the tree has looked what is left
+
+	halted atomic.Pointer[error] // why nothing is sent any more, nil while it is
 
 	steps   atomic.Uint64 // of uploads and other tasks: signs that the server takes what it is sent
 	failing atomic.Bool   // the last request failed
@@ -149,6 +155,25 @@ func (e *Executor) Stop(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// Halt ends the Executor for good, because of why: no task begins any more, running requests are broken off, and a Flush
+// with something to wait for fails with ErrHalted and why. The tree, the cache and the journal stay as they are. Only the
+// first why counts. Stop is still to be called.
+func (e *Executor) Halt(why error) {
+	err := fmt.Errorf("%w: %w", ErrHalted, why)
+	if e.halted.CompareAndSwap(nil, &err) {
+		e.stop()
+		e.cancel()
+	}
+}
+
+// Halted is ErrHalted with the reason of Halt, nil before it.
+func (e *Executor) Halted() error {
+	if err := e.halted.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
 // Status is what an Executor does.
 type Status struct {
 	Running    int       // tasks
@@ -157,7 +182,7 @@ type Status struct {
 	DirtyBytes int64
 	DirtyFiles int
 	Done       uint64 // tasks that succeeded since Start
-	LastError  error  // of the last task that failed, nil once one succeeded after it
+	LastError  error  // Halted, or of the last task that failed, nil once one succeeded after it
 }
 
 // Status is cheap and waits for nothing.
@@ -171,6 +196,9 @@ func (e *Executor) Status() Status {
 	}
 	if s.LastError == nil {
 		s.LastError = t.LastError
+	}
+	if halted := e.Halted(); halted != nil {
+		s.LastError = halted
 	}
 	return s
 }
