@@ -122,3 +122,19 @@ func WriteLease(ctx context.Context, b s3.Bucket, prefix s3.Key, l Lease, tag s3
 	}
 	return store(ctx, b, key, data, s3.Condition{})
 }
+
+// BreakLease takes the lease that was read with tag from its holder, and gives up what only that has. The holder stops when
+// it next looks, at the latest after the lease's TTL, and nobody else may have the lease before that. now is for people.
+// Errors are those of WriteLease; an answer that was lost is settled.
+func BreakLease(ctx context.Context, b s3.Bucket, prefix s3.Key, l Lease, tag s3.ETag, now time.Time) error {
+	next := Lease{Epoch: l.Epoch + 1, Serial: 1, State: LeaseClean, TTLSeconds: l.TTLSeconds, Renewed: now}
+	_, err := WriteLease(ctx, b, prefix, next, tag)
+	if err == nil {
+		return nil
+	}
+	is, _, rerr := ReadLease(ctx, b, prefix)
+	if rerr == nil && is.Same(next) {
+		return nil
+	}
+	return err
+}

@@ -115,6 +115,44 @@ func TestLeaseIsComparedBeforeItIsReplaced(t *testing.T) {
 	}
 }
 
+// A broken lease is nobody's, of the next epoch, and to be waited for; the holder's next write of it fails.
+func TestBreakLease(t *testing.T) {
+	for name, fault := range map[string]s3fault.Action{"answered": {}, "answer lost": s3fault.FailAfter(nil)} {
+		t.Run(name, func(t *testing.T) {
+			ctx, b := t.Context(), s3fault.New(s3mem.New("bucket"))
+			tag, err := volmeta.WriteLease(ctx, b, "p/", lease(), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.Fault = func(op s3fault.Op) s3fault.Action {
+				if op.Name == "Put" {
+					return fault
+				}
+				return s3fault.Action{}
+			}
+			if err := volmeta.BreakLease(ctx, b, "p/", lease(), tag, time.Time{}); err != nil {
+				t.Fatal(err)
+			}
+			b.Fault = nil
+			got, _, err := volmeta.ReadLease(ctx, b, "p/")
+			if err != nil || got.Epoch != 8 || got.Cache != "" || got.State != volmeta.LeaseClean || got.TTL() != time.Minute {
+				t.Errorf("%+v, %v", got, err)
+			}
+			if _, err := volmeta.WriteLease(ctx, b, "p/", lease(), tag); !errors.Is(err, s3.ErrPrecondition) {
+				t.Errorf("the holder goes on: %v", err)
+			}
+			if err := volmeta.BreakLease(ctx, b, "p/", lease(), tag, time.Time{}); err != nil {
+				t.Errorf("a repeated call: %v", err)
+			}
+			other := lease()
+			other.Epoch = 3
+			if err := volmeta.BreakLease(ctx, b, "p/", other, tag, time.Time{}); !errors.Is(err, s3.ErrPrecondition) {
+				t.Errorf("broke what it had not read: %v", err)
+			}
+		})
+	}
+}
+
 func FuzzDecodeLease(f *testing.F) {
 	f.Add([]byte(goldenLease))
 	f.Fuzz(func(t *testing.T, data []byte) {
