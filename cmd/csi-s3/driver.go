@@ -76,7 +76,7 @@ func (p *process) driver(ctx context.Context, conf config.Process) error {
 	var volumes *volume.Set
 	deliver := func(context.Context) {}
 	if conf.Node() {
-		volumes = &volume.Set{CacheDir: conf.CacheDir, Log: log, Metrics: m}
+		volumes = &volume.Set{CacheDir: conf.CacheDir, Node: conf.NodeID, Log: log, Metrics: m}
 		m.Endpoints(volumes.Endpoints)
 		cluster, err := kube.InCluster(conf.DriverName)
 		switch {

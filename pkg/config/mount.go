@@ -11,6 +11,7 @@ type Mount struct {
 	Access     string        // rwo, rwx or rox
 	Fsync      string        // node or bucket
 	Conflict   string        // keep-both or overwrite
+	Takeover   string        // manual or after-ttl
 	Exclusive  bool          // nobody else writes to the volume: metadata never expires
 	Immutable  bool          // nothing ever changes
 	ReadOnly   bool          // ro

@@ -44,6 +44,8 @@ func MountOptions() []MountOption {
 			choice(func(m *Mount) *string { return &m.Fsync }, "node", "bucket")},
 		{"conflict", "keep-both|overwrite", "keep-both", "when another client changed an object that was changed here too: keep its object and store ours under another name, or replace it",
 			choice(func(m *Mount) *string { return &m.Conflict }, "keep-both", "overwrite")},
+		{"takeover", "manual|after-ttl", "manual", "when another node holds changes that are not in the bucket: refuse to mount (csi-s3 lease gives them up), or take over when it has been silent for a minute",
+			choice(func(m *Mount) *string { return &m.Takeover }, "manual", "after-ttl")},
 		{"exclusive", "", "off", "nobody else writes to the volume: what is known of it never expires",
 			toggle(func(m *Mount) *bool { return &m.Exclusive })},
 		{"immutable", "", "off", "nothing in the volume ever changes; implies ro",
@@ -70,7 +72,7 @@ func MountOptions() []MountOption {
 // DefaultMount is a mount without options.
 func DefaultMount() Mount {
 	return Mount{
-		Access: "rwo", Fsync: "node", Conflict: "keep-both",
+		Access: "rwo", Fsync: "node", Conflict: "keep-both", Takeover: "manual",
 		FileMode: 0o644, DirMode: 0o755,
 		Settle: time.Second,
 	}

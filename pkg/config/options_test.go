@@ -32,6 +32,7 @@ func TestParseMount(t *testing.T) {
 		{"conflict=overwrite", func(m *config.Mount) {
 			m.Conflict = "overwrite"
 		}},
+		{"takeover=after-ttl", func(m *config.Mount) { m.Takeover = "after-ttl" }},
 		{"uid=1,uid=2", func(m *config.Mount) { m.Uid = 2 }},
 	} {
 		want := base
@@ -50,7 +51,7 @@ func TestParseMountRefuses(t *testing.T) {
 	for _, option := range []string{
 		"nonsense", "nonsense=1", "RO", " ro", "ro=1", "ro=", "uid", "uid=", "uid=-1", "uid=root", "uid=4294967295", "uid=4294967296",
 		"file-mode=1777", "file-mode=0o644", "dir-mode=888", "size=", "size=-1", "size=1.5Gi", "size=1Mib", "size=9999999Pi",
-		"access=rwop", "fsync=", "settle=1", "settle=-1s", "allow-other", "suid", "dev", "context=x",
+		"access=rwop", "takeover=now", "fsync=", "settle=1", "settle=-1s", "allow-other", "suid", "dev", "context=x",
 	} {
 		_, err := config.ParseMount([]string{option})
 		if !errors.Is(err, config.ErrOption) {
@@ -67,7 +68,7 @@ func TestParseMountRefuses(t *testing.T) {
 // Every option changes a mount: none is accepted and then forgotten.
 func TestMountOptionsAllWork(t *testing.T) {
 	values := map[string]string{
-		"access": "rwx", "fsync": "bucket", "conflict": "overwrite", "size": "1", "uid": "1", "gid": "1", "file-mode": "1",
+		"access": "rwx", "fsync": "bucket", "conflict": "overwrite", "takeover": "after-ttl", "size": "1", "uid": "1", "gid": "1", "file-mode": "1",
 		"dir-mode": "1", "settle": "1h", "io-timeout": "1h",
 	}
 	for _, o := range config.MountOptions() {

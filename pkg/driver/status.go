@@ -36,6 +36,9 @@ func failed(err error) error {
 		{volume.ErrDiffers, codes.AlreadyExists},
 		{volume.ErrForeign, codes.FailedPrecondition},
 		{volume.ErrInUse, codes.FailedPrecondition},
+		{volume.ErrHeld, codes.FailedPrecondition},
+		{volume.ErrGivenUp, codes.FailedPrecondition},
+		{volume.ErrLeased, codes.Unavailable},
 		{volume.ErrUnavailable, codes.Unavailable},
 
 		{context.DeadlineExceeded, codes.DeadlineExceeded},

@@ -42,6 +42,7 @@ type tuning struct {
 	views     *vfs.Views // nil: those of the process
 	cache     cache.Options
 	writeback writeback.Options
+	clock     func() time.Duration // of the lease; nil: sinceBoot
 }
 
 // core is a volume without its mount: everything between the kernel's requests and the bucket.
@@ -64,6 +65,8 @@ type core struct {
 	log      *slog.Logger
 	lost     map[cache.ID]s3.Key // changes that the last loss of power made unusable, and the keys that their files had
 	health   *health
+	identity identity
+	lease    *lease               // nil: the volume needs none
 	incident func(Reason, string) // nil: nobody listens
 
 	conditions *s3probe.Guard // the bucket, too
@@ -111,20 +114,23 @@ func openOn(fsys disk.FS, boot string, spec Spec) (*core, error) {
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
-	c := assemble(fsys, id.Writer, spec)
+	c := assemble(fsys, id, spec)
 	c.owned = []io.Closer{lock}
-	if err := c.recover(id, boot); err != nil {
+	if err := c.recover(boot); err != nil {
 		err = errors.Join(err, c.store.Close())
 		if c.journal != nil {
 			err = errors.Join(err, c.journal.Close())
 		}
 		return nil, errors.Join(err, lock.Close())
 	}
+	if c.lease != nil {
+		c.lease.stale = id.Leased && c.unsaved() > 0
+	}
 	return c, nil
 }
 
 // assemble wires the parts; nothing runs yet.
-func assemble(fsys disk.FS, writer string, spec Spec) *core {
+func assemble(fsys disk.FS, id identity, spec Spec) *core {
 	o := spec.Options
 	policy := vfs.Policy{
 		Access: vfs.Access(o.Access), FsyncBucket: o.Fsync == "bucket", Exclusive: o.Exclusive, Immutable: o.Immutable,
@@ -132,10 +138,16 @@ func assemble(fsys disk.FS, writer string, spec Spec) *core {
 	}
 	c := &core{
 		id: spec.ID, disk: fsys, policy: policy, usage: &vfs.Usage{}, server: spec.Server, prefix: spec.Prefix, log: spec.Log,
-		lost: map[cache.ID]s3.Key{}, health: &health{now: time.Now}, incident: spec.Incident, stop: func() {},
+		lost: map[cache.ID]s3.Key{}, health: &health{now: time.Now}, identity: id, incident: spec.Incident, stop: func() {},
 	}
 	c.conditions = s3probe.NewGuard(watched{spec.Bucket, c.health})
 	c.bucket = c.conditions
+	var admit func(context.Context) error
+	sent := c.bucket
+	if policy.Access != vfs.ReadWriteMany && policy.Access != vfs.ReadOnlyMany && !policy.ReadOnly {
+		c.lease = c.newLease(spec)
+		admit, sent = c.lease.admit, fenced{c.bucket, c.lease}
+	}
 	dirMode := uint32(o.DirMode.Perm())
 	if o.DirMode&os.ModeSetgid != 0 {
 		dirMode |= syscall.S_ISGID
@@ -150,19 +162,68 @@ func assemble(fsys disk.FS, writer string, spec Spec) *core {
 	c.store = cache.New(fsys, bytes)
 	c.tree = namespace.New(namespace.Options{
 		Prefix: spec.Prefix, Uid: o.Uid, Gid: o.Gid, FileMode: uint32(o.FileMode.Perm()), DirMode: dirMode,
-		Overwrite: o.Conflict == "overwrite", WriterID: writer, Settle: o.Settle, MaxAge: max(maxAge, o.Settle),
+		Overwrite: o.Conflict == "overwrite", WriterID: id.Writer, Settle: o.Settle, MaxAge: max(maxAge, o.Settle),
 		Settled: c.remote.Settled,
 		Gone:    func(ino inode.Ino) { c.fs.Gone(ino) },
 	})
 	c.fetcher = fetch.New(c.bucket, fetch.Options{})
 	w := spec.tuning.writeback
 	w.Shared, w.Log, w.Conflict, w.Patience = policy.Access == vfs.ReadWriteMany, spec.Log, c.conflict, policy.IOTimeout
-	c.executor = writeback.New(c.tree, c.store, c.fetcher, c.bucket, w)
+	c.executor = writeback.New(c.tree, c.store, c.fetcher, sent, w)
 	c.fs = vfs.New(vfs.Options{
 		Tree: c.tree, Store: c.store, Fetcher: c.fetcher, Executor: c.executor, Remote: c.remote,
-		Policy: policy, Usage: c.usage, Log: spec.Log,
+		Policy: policy, Admit: admit, Usage: c.usage, Log: spec.Log,
 	})
 	return c
+}
+
+// newLease makes the lease of the volume; it is not held yet.
+func (c *core) newLease(spec Spec) *lease {
+	l := &lease{
+		volume: c.id, node: spec.Node, cache: c.identity.Writer, dir: spec.CacheDir, bucket: c.bucket, prefix: c.prefix, log: c.log,
+		afterTTL: spec.Options.Takeover == "after-ttl", now: spec.tuning.clock, sightings: spec.sightings,
+		dirty: func() (int, int64) {
+			s := c.executor.Status()
+			if s.DirtyBytes == 0 && s.Queue > 0 {
+				// What a recovery found waits for a look at it, though nothing may be to do.
+				s.Queue = c.unsaved()
+			}
+			return s.Queue, s.DirtyBytes
+		},
+		remember: func() error {
+			if c.identity.Leased {
+				return nil
+			}
+			c.identity.Leased = true
+			return c.identity.store(c.disk)
+		},
+		forfeit: c.forfeit,
+	}
+	l.init()
+	return l
+}
+
+// unsaved counts what the bucket does not have. What was removed and never got there does not count.
+func (c *core) unsaved() (n int) {
+	for _, u := range c.tree.Unsaved() {
+		if u.Moved || len(u.Paths) > 0 && (u.New || u.Bytes || u.Attributes) {
+			n++
+		}
+	}
+	return n
+}
+
+// forfeit hears that the volume is another node's now: nothing of this cache may go to the bucket any more.
+func (c *core) forfeit(why error) {
+	c.executor.Halt(why)
+	w := c.executor.Status()
+	c.log.Error("the volume takes no more changes and uploads nothing more", "volume", c.id, "changes", w.Queue, "bytes", w.DirtyBytes, "err", why)
+	if w.Queue == 0 {
+		c.tell(ReasonLeaseLost, "%v: the mount on this node takes no more changes; the bucket has all that was made here", why)
+		return
+	}
+	c.tell(ReasonLeaseLost, "%v: the mount on this node takes no more changes, and %d changes with %d bytes stay in its cache; stop it and save them with 'csi-s3 recover %s --to DIRECTORY'",
+		why, w.Queue, w.DirtyBytes, c.lease.dir)
 }
 
 // conflict hears that somebody else's object took a file's name.
@@ -188,8 +249,8 @@ func (c *core) damaged(id cache.ID, off, end int64, dirty bool) {
 }
 
 // recover replays the journal and takes up what it holds.
-func (c *core) recover(id identity, boot string) (err error) {
-	powerCut := id.Boot != boot
+func (c *core) recover(boot string) (err error) {
+	powerCut := c.identity.Boot != boot
 	c.journal, err = journal.Open(c.disk, journalDir, journal.Options{}, c.replay)
 	if err != nil {
 		return err
@@ -236,8 +297,16 @@ func (c *core) recover(id identity, boot string) (err error) {
 		return err
 	}
 	// From here on the page cache of this boot counts.
-	id.Boot = boot
-	return id.store(c.disk)
+	c.identity.Boot = boot
+	return c.identity.store(c.disk)
+}
+
+// acquire takes the volume's lease, if it needs one, before anything is served.
+func (c *core) acquire(ctx context.Context, patience time.Duration) error {
+	if c.lease == nil {
+		return nil
+	}
+	return c.lease.acquire(ctx, patience, c.identity.Leased)
 }
 
 func (c *core) replay(frame []journal.Record) error {
@@ -277,6 +346,9 @@ func (c *core) start(ctx context.Context) {
 	var held namespace.Held
 	if c.policy.Capacity > 0 {
 		held = c.hold()
+	}
+	if c.lease != nil {
+		c.lease.start()
 	}
 	c.executor.Start()
 	c.wg.Go(func() { c.tend(ctx) })
@@ -346,6 +418,9 @@ func (c *core) close(ctx context.Context) error {
 	// Requests that ctx does not wait for are broken off; what they were for is in the journal.
 	if err := c.executor.Stop(ctx); err != nil && ctx.Err() == nil {
 		errs = append(errs, err)
+	}
+	if c.lease != nil {
+		c.lease.close(ctx)
 	}
 	c.fs.Close()
 	c.fetcher.Close()

@@ -28,7 +28,13 @@ var (
 func spec(bucket s3.Bucket) Spec {
 	o := config.DefaultMount()
 	o.Settle = time.Hour
-	return Spec{ID: "bucket", Bucket: bucket, Options: o, Log: slog.New(slog.DiscardHandler)}
+	return Spec{ID: "bucket", Bucket: bucket, Options: o, Log: slog.New(slog.DiscardHandler), Node: "node-1", tuning: tuning{clock: clock()}}
+}
+
+// clock is one that synctest moves.
+func clock() func() time.Duration {
+	begun := time.Now()
+	return func() time.Duration { return time.Since(begun) }
 }
 
 // running opens and starts a core.

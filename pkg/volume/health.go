@@ -106,6 +106,7 @@ func class(err error) string {
 		word string
 	}{
 		{nil, ""},
+		{writeback.ErrHalted, classLost},
 		{errJournal, classDisk}, {cache.ErrPoisoned, classDisk}, {disk.ErrIO, classDisk}, {disk.ErrReadOnly, classDisk},
 		{disk.ErrNoSpace, "cache-full"},
 		{s3.ErrAuth, "denied"}, {s3.ErrNoBucket, "no-bucket"}, {s3.ErrFull, "server-full"},
@@ -122,6 +123,7 @@ func class(err error) string {
 const (
 	classDisk = "cache-disk"
 	classAway = "unavailable"
+	classLost = "lease-lost"
 )
 
 // watched is a bucket whose health is known.

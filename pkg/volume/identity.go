@@ -30,8 +30,9 @@ const bootIDFile = "/proc/sys/kernel/random/boot_id"
 type identity struct {
 	Format int    `json:"format"`
 	Volume string `json:"volume"`
-	Writer string `json:"writer"` // random, marks the objects that this cache directory wrote
-	Boot   string `json:"boot"`   // in which the journal was last recovered
+	Writer string `json:"writer"`           // random, marks the objects that this cache directory wrote
+	Boot   string `json:"boot"`             // in which the journal was last recovered
+	Leased bool   `json:"leased,omitempty"` // the cache has held the lease of its volume
 }
 
 // loadIdentity reads the identity of a cache directory, or makes one for a new directory.

@@ -24,6 +24,8 @@ const (
 	ReasonCacheFailed Reason = "CacheFailed"       // the node's disk fails the cache
 	ReasonUnavailable Reason = "BucketUnavailable" // changes wait for more than a minute for a server that does not answer
 	ReasonUndelivered Reason = "UploadsFailing"    // the same, for a server that refuses them
+	ReasonHeld        Reason = "HeldElsewhere"     // the volume is not mounted here, since another node has changes of it
+	ReasonLeaseLost   Reason = "LeaseLost"         // another node took the volume over; what is not in the bucket stays in the cache
 )
 
 // Incident is what a person should hear of a volume although no call of theirs failed. There is no secret in it.
@@ -130,6 +132,8 @@ func (a *alarm) look(now time.Time, err error) Reason {
 		return ReasonCacheFailed
 	case classAway:
 		return ReasonUnavailable
+	case classLost:
+		return ReasonLeaseLost
 	}
 	return ReasonUndelivered
 }

@@ -293,8 +293,8 @@ func TestCloseWhileBucketIsAway(t *testing.T) {
 		return
 	}
 	r := newReal(t)
-	r.down.Store(true)
 	r.mount()
+	r.down.Store(true)
 	r.sh("printf content > f; mkdir d; printf more > d/g")
 	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()

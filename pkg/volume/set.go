@@ -68,11 +68,14 @@ type Set struct {
 	Secret func(ctx context.Context, id config.VolumeID) (config.Secret, error)
 	// Incident hears what a person should know of a volume. It must not block, nor call the Set. nil: nobody.
 	Incident func(Incident)
+	// Node is how other nodes call this one; empty: its host name.
+	Node string
 	// Patience bounds the question to the bucket that precedes a mount; 0 is a minute.
 	Patience time.Duration
 
 	transports s3sdk.Transports // shared by the clients of all volumes
 	locks      locks
+	sightings  sightings
 	nests      sync.Mutex // held while a cache is taken into use or given up
 
 	mu      sync.Mutex

@@ -28,6 +28,7 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/s3/s3fault"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3mem"
 	"github.com/csi-s3/csi-s3/pkg/vfs"
+	"github.com/csi-s3/csi-s3/pkg/volmeta"
 	"github.com/csi-s3/csi-s3/pkg/writeback"
 )
 
@@ -236,6 +237,7 @@ func newLife(t *testing.T, seed uint64, print bool) *life {
 	}
 	l.tuning = tuning{
 		views:     vfs.NewViews(1 << 20),
+		clock:     clock(),
 		writeback: writeback.Options{SinglePut: 8 << 10, Part: 4 << 10, MaxCopy: 16 << 10},
 	}
 	if rnd.IntN(4) == 0 {
@@ -263,7 +265,7 @@ func (l *life) spec(p *process) Spec {
 			l.trace("%s of %s %q", what, op.Name, string(op.Key))
 		})
 	}
-	return Spec{ID: "bucket", Bucket: b, Options: l.options, Log: slog.New(slog.DiscardHandler), tuning: l.tuning}
+	return Spec{ID: "bucket", Bucket: b, Node: "node-1", Options: l.options, Log: slog.New(slog.DiscardHandler), tuning: l.tuning}
 }
 
 // process starts on a disk. When it dies before it serves, it is returned without a core.
@@ -424,6 +426,9 @@ func (l *life) end(p *process) {
 	if err := p.core.close(ctx); err != nil {
 		l.fail(fmt.Errorf("close: %w", err))
 	}
+	if lease, _, err := volmeta.ReadLease(ctx, l.bucket, ""); err != nil || lease.State != volmeta.LeaseReleased {
+		l.fail(fmt.Errorf("in the end the lease is not given back: %+v, %w", lease, err))
+	}
 	l.compare()
 }
 
@@ -437,6 +442,9 @@ func (l *life) compare() {
 		return
 	}
 	for _, o := range page.Objects {
+		if o.Key == volmeta.LeaseKey("") {
+			continue
+		}
 		if strings.HasPrefix(string(o.Key), ".csi-s3/") {
 			l.broke(fmt.Errorf("in the end %q is left", string(o.Key)))
 			continue

@@ -25,7 +25,8 @@ type StageRequest struct {
 // of the same server replace the old ones then. A mount that nobody serves any more is detached and made anew.
 //
 // ErrDiffers when it is staged elsewhere or with other options, ErrForeign when something else is mounted there, ErrPath
-// and ErrSecret for what their names say, ErrNotFound, ErrDenied and ErrUnavailable for the bucket.
+// and ErrSecret for what their names say, ErrNotFound, ErrDenied and ErrUnavailable for the bucket, ErrHeld, ErrLeased and
+// ErrGivenUp for a volume that another node may write to.
 func (s *Set) Stage(ctx context.Context, r StageRequest) error {
 	unlock, err := s.locks.lock(ctx, r.ID.String())
 	if err != nil {
@@ -133,8 +134,11 @@ func (s *Set) mount(ctx context.Context, r StageRequest) (_ *staged, err error) 
 	}
 	m, err := mount(ctx, Spec{
 		ID: r.ID.String(), Bucket: b, Server: r.Secret.Endpoint, Prefix: s3.Key(r.ID.Prefix), Dir: r.Dir, CacheDir: n.cache, Options: r.Options,
-		Log: s.Log, Incident: func(reason Reason, message string) { s.tell(r.ID, reason, message) },
+		Log: s.Log, Node: s.Node, sightings: &s.sightings, Incident: func(reason Reason, message string) { s.tell(r.ID, reason, message) },
 	})
+	if errors.Is(err, ErrHeld) || errors.Is(err, ErrGivenUp) {
+		s.tell(r.ID, ReasonHeld, fmt.Sprintf("the volume is not mounted on this node: %v", err))
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("mount volume %s: %w", r.ID, classify(err)), unseal(r.Dir), n.vacate(fresh))
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -27,10 +28,14 @@ type Spec struct {
 	Options  config.Mount // see there
 	Log      *slog.Logger // nil: slog.Default
 
+	Node      string        // how others call this node; empty: its host name
+	LeaseWait time.Duration // how long Mount waits for the clean lease of another node to lapse, 0: 10 s
+
 	// Incident hears what a person should know of the volume. It must not block, nor call the volume. nil: nobody.
 	Incident func(reason Reason, message string)
 
-	tuning tuning
+	sightings *sightings // of a Set; nil: the volume's own
+	tuning    tuning
 }
 
 // sourcePrefix stands before the volume ID in the source of a mount, as the kernel lists it.
@@ -66,17 +71,32 @@ type Status struct {
 	Conflicts   int64 `json:"conflicts"`   // since the mount: files whose names others' objects took
 	Damaged     int64 `json:"damaged"`     // since the mount: blocks of the cache that the node's disk has changed
 	Quarantined int   `json:"quarantined"` // files of which a loss of power left what is in the cache's quarantine
+
+	LeaseEpoch uint64 `json:"leaseEpoch,omitempty"`
+	LeaseState string `json:"lease,omitempty"` // clean, dirty, waiting or lost; empty: the volume needs none
 }
 
 // Mount opens and serves the volume. It returns when the kernel's mount is up. A cache directory that another process
-// holds, or that belongs to another volume, is an error that names it.
+// holds, or that belongs to another volume, is an error that names it. A volume that one node writes to is mounted once its
+// lease is held, or the server is away and this cache has held it before. ErrHeld, ErrLeased or ErrGivenUp: it is in the
+// hands of another node, which the text names.
 func Mount(ctx context.Context, spec Spec) (*Volume, error) {
 	if spec.Log == nil {
 		spec.Log = slog.Default()
 	}
+	if spec.Node == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return nil, err
+		}
+		spec.Node = name
+	}
 	c, err := open(spec)
 	if err != nil {
 		return nil, err
+	}
+	if err := c.acquire(ctx, spec.LeaseWait); err != nil {
+		return nil, errors.Join(err, c.close(ctx))
 	}
 	v := &Volume{id: spec.ID, dir: spec.Dir, log: spec.Log, core: c}
 	kernel := &invalidator{}
@@ -167,6 +187,9 @@ func (v *Volume) Status() Status {
 	}
 	if !w.Oldest.IsZero() {
 		s.OldestAge = time.Since(w.Oldest).Seconds()
+	}
+	if l := v.core.lease; l != nil {
+		s.LeaseEpoch, s.LeaseState = l.state()
 	}
 	if err := v.core.trouble(w); err != nil {
 		s.LastError, s.ErrorClass, s.Failing = err.Error(), class(err), w.Queue > 0
