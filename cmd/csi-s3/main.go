@@ -49,8 +49,8 @@ func (p *process) run(ctx context.Context, args []string) error {
   csi-s3 driver                         serves the Container Storage Interface
 
 Writes go to a crash-safe cache on the local disk first and from there to the bucket. 'csi-s3 flush' waits until the
-bucket has them, 'csi-s3 status' shows what is under way, 'csi-s3 recover' saves what a cache holds when its bucket is
-gone for good.
+bucket has them, 'csi-s3 status' shows what is under way, 'csi-s3 lease' which node may write to a volume, 'csi-s3
+recover' saves what a cache holds when its bucket is gone for good.
 
 Exit codes: 0 done, 1 failed, 2 wrong command line, 3 bucket, credentials or option refused, 4 endpoint does not
 answer (may work later), 5 stopped while data is not yet in the bucket (the cache keeps it).`,
@@ -67,7 +67,7 @@ answer (may work later), 5 stopped while data is not yet in the bucket (the cach
 		return usageError("%w; see '%s --help'", err, c.CommandPath())
 	})
 	root.PersistentFlags().Var(&levelFlag{&p.logLevel}, "log-level", "what is logged to standard error: debug, info, warn or error")
-	root.AddCommand(p.driverCommand(), p.mountCommand(), p.flushCommand(), p.statusCommand(), p.probeCommand(), p.recoverCommand(), p.versionCommand())
+	root.AddCommand(p.driverCommand(), p.mountCommand(), p.flushCommand(), p.statusCommand(), p.probeCommand(), p.leaseCommand(), p.recoverCommand(), p.versionCommand())
 	// An unknown command is a usage error too; cobra has no hook for it but this one.
 	root.RunE = func(c *cobra.Command, args []string) error {
 		if len(args) > 0 {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -74,7 +75,7 @@ func (f *mountFlags) server(c *cobra.Command) {
 }
 
 func (p *process) mount(ctx context.Context, f mountFlags, source, dir string) error {
-	bucket, prefix, err := parseSource(source)
+	at, err := parsePlace(source)
 	if err != nil {
 		return err
 	}
@@ -85,19 +86,11 @@ func (p *process) mount(ctx context.Context, f mountFlags, source, dir string) e
 	if dir, err = mountPoint(dir); err != nil {
 		return err
 	}
-	conf, err := p.clientConfig(f)
+	b, done, err := p.connect(ctx, f, &at)
 	if err != nil {
 		return err
 	}
-	client, err := s3sdk.New(conf)
-	if err != nil {
-		return &exitError{exitRefused, err}
-	}
-	b := client.Bucket(bucket)
-	at := place{bucket: bucket, prefix: prefix, endpoint: conf.Endpoint}
-	if err := p.checkBucket(ctx, b, at); err != nil {
-		return err
-	}
+	defer done()
 	cacheDir, err := p.cacheDir(f.cacheDir, at)
 	if err != nil {
 		return err
@@ -107,18 +100,47 @@ func (p *process) mount(ctx context.Context, f mountFlags, source, dir string) e
 	v, err := volume.Mount(ctx, volume.Spec{
 		ID:       at.volumeID(),
 		Bucket:   b,
-		Server:   conf.Endpoint,
-		Prefix:   prefix,
+		Server:   at.endpoint,
+		Prefix:   at.prefix,
 		Dir:      dir,
 		CacheDir: cacheDir,
 		Options:  opts,
 		Log:      p.logger(false),
+
+		LeaseWait: leaseWait,
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, volume.ErrHeld), errors.Is(err, volume.ErrGivenUp):
+		return &exitError{exitRefused, fmt.Errorf("mount %s on %s: %w", at, dir, err)}
+	case errors.Is(err, volume.ErrLeased):
+		return &exitError{exitUnavailable, fmt.Errorf("mount %s on %s: %w", at, dir, err)}
+	case err != nil:
 		return fmt.Errorf("mount %s on %s: %w", at, dir, err)
 	}
 	fmt.Fprintf(p.stdout, "%s of %s is mounted on %s, cache in %s\n", at, at.endpoint, dir, cacheDir)
 	return p.serve(ctx, v, dir)
+}
+
+// leaseWait is long enough for the clean lease of a node that is gone to lapse. Nobody repeats this command by himself.
+const leaseWait = 90 * time.Second
+
+// connect opens the bucket, looks whether it answers, and notes its endpoint in at. The caller calls done.
+func (p *process) connect(ctx context.Context, f mountFlags, at *place) (b s3.Bucket, done func(), err error) {
+	conf, err := p.clientConfig(f)
+	if err != nil {
+		return nil, nil, err
+	}
+	client, err := s3sdk.New(conf)
+	if err != nil {
+		return nil, nil, &exitError{exitRefused, err}
+	}
+	at.endpoint = conf.Endpoint
+	b = client.Bucket(at.bucket)
+	if err := p.checkBucket(ctx, b, *at); err != nil {
+		client.Close()
+		return nil, nil, err
+	}
+	return b, client.Close, nil
 }
 
 // serve waits for a signal or for somebody else's unmount, then drains and closes.
@@ -164,6 +186,12 @@ func (p place) String() string { return "s3://" + p.bucket + "/" + string(p.pref
 // volumeID is BUCKET or BUCKET/PREFIX, as CSI volumes are named.
 func (p place) volumeID() string {
 	return strings.TrimSuffix(p.bucket+"/"+string(p.prefix), "/")
+}
+
+// parsePlace is parseSource of a place whose endpoint is not known yet.
+func parsePlace(source string) (place, error) {
+	bucket, prefix, err := parseSource(source)
+	return place{bucket: bucket, prefix: prefix}, err
 }
 
 // parseSource splits s3://BUCKET[/PREFIX]. The prefix comes back with exactly one slash at its end, or empty.

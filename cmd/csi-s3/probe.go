@@ -12,7 +12,6 @@ import (
 
 	"github.com/csi-s3/csi-s3/pkg/s3"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3probe"
-	"github.com/csi-s3/csi-s3/pkg/s3/s3sdk"
 	"github.com/csi-s3/csi-s3/pkg/volmeta"
 )
 
@@ -41,27 +40,18 @@ It fails when something could not be found out.`,
 }
 
 func (p *process) probe(ctx context.Context, f mountFlags, asJSON bool, source string) error {
-	bucket, prefix, err := parseSource(source)
+	at, err := parsePlace(source)
 	if err != nil {
 		return err
 	}
-	conf, err := p.clientConfig(f)
+	b, done, err := p.connect(ctx, f, &at)
 	if err != nil {
 		return err
 	}
-	client, err := s3sdk.New(conf)
-	if err != nil {
-		return &exitError{exitRefused, err}
-	}
-	defer client.Close()
-	b := client.Bucket(bucket)
-	at := place{bucket: bucket, prefix: prefix, endpoint: conf.Endpoint}
-	if err := p.checkBucket(ctx, b, at); err != nil {
-		return err
-	}
+	defer done()
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
-	record, why := s3probe.Ask(ctx, b, prefix+volmeta.Dir, conf.Endpoint)
+	record, why := s3probe.Ask(ctx, b, at.prefix+volmeta.Dir, at.endpoint)
 	if asJSON {
 		enc := json.NewEncoder(p.stdout)
 		enc.SetIndent("", "  ")
