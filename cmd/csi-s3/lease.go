@@ -73,7 +73,8 @@ func (p *process) lease(ctx context.Context, f mountFlags, source string, breakI
 		return fmt.Errorf("break the lease of %s: %w", at, err)
 	}
 	if l.State == volmeta.LeaseDirty {
-		fmt.Fprintf(p.stdout, "GIVEN UP: %s on node %s that are not in the bucket (epoch %d, cache %s)\n", config.FormatSize(l.DirtyBytes), l.Holder, l.Epoch, l.Cache)
+		fmt.Fprintf(p.stdout, "GIVEN UP: what node %s has and the bucket does not, %s as of %s (epoch %d, cache %s)\n",
+			l.Holder, config.FormatSize(l.DirtyBytes), l.Renewed.Format(time.RFC3339), l.Epoch, l.Cache)
 	}
 	fmt.Fprintf(p.stdout, "the lease is broken (epoch %d): node %s uploads nothing more, and another one can mount the volume in %v\n", l.Epoch+1, l.Holder, l.TTL())
 	return nil

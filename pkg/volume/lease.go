@@ -390,7 +390,7 @@ func (l *lease) follow(r volmeta.Lease, exists bool) (uint64, error) {
 	case r.State == volmeta.LeaseReleased:
 		return r.Epoch + 1, nil
 	case r.State == volmeta.LeaseDirty && !l.afterTTL:
-		return 0, fmt.Errorf("%w: node %s has %s of it (lease epoch %d), which it uploads when it is back; 'csi-s3 lease s3://%s --break' gives them up for good",
+		return 0, fmt.Errorf("%w: node %s had %s of it when it last said so (lease epoch %d), and uploads them when it is back; 'csi-s3 lease s3://%s --break' gives them up for good",
 			ErrHeld, r.Holder, config.FormatSize(r.DirtyBytes), r.Epoch, l.volume)
 	}
 	if left := r.TTL() - l.sightings.age(l.volume, r, l.now()); left > 0 {
