@@ -134,7 +134,11 @@ func (l *lease) acquire(ctx context.Context, patience time.Duration, again bool)
 		case err == nil:
 			return nil
 		case errors.Is(err, s3.ErrPrecondition) && l.now() < end:
-			continue // who was faster is seen now
+			// Who was faster is seen now.
+			if serr := sleep(ctx, minPause); serr != nil {
+				return errors.Join(err, serr)
+			}
+			continue
 		case errors.Is(err, s3.ErrUnavailable) && again && ctx.Err() == nil:
 			l.log.Warn("the lease of the volume cannot be had yet: nothing is uploaded until then", "volume", l.volume, "err", err)
 			return nil
