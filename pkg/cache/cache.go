@@ -35,6 +35,7 @@ var ErrRemoved = errors.New("file was removed from the cache")
 // Options of a Store. The zero value works.
 type Options struct {
 	Capacity int64            // bytes the store may use on disk; 0: what the file system has, less a reserve
+	Budget   *Budget          // the space that it shares with others, until Close; nil: it has Capacity alone
 	Now      func() time.Time // nil: time.Now
 	// Damaged hears of bytes that the disk has changed. If they were clean they will be fetched again; if dirty, they are
 	// lost, and the file is ErrPoisoned. It is called without locks.
@@ -78,7 +79,11 @@ func New(fs disk.FS, opt Options) *Store {
 		fs: fs, opt: opt, replayed: images{}, files: map[ID]*File{}, ragged: map[*File]struct{}{}, dead: map[ID]*File{},
 		shards: map[string]bool{}, blocks: sync.Pool{New: func() any { return new([block]byte) }},
 	}
-	s.space.init(fs, opt)
+	b := opt.Budget
+	if b == nil {
+		b = &Budget{Capacity: opt.Capacity, own: true}
+	}
+	s.space.join(b, s)
 	s.handles.init(fs)
 	return s
 }
@@ -180,7 +185,8 @@ func (s *Store) Remove(id ID) error {
 	return s.bury(f)
 }
 
-// Usage of the store, in bytes. Free is what may still be added before something must be evicted.
+// Usage of the store, in bytes. Capacity is how many may be such that they cannot be evicted: with a Budget it depends on
+// what others have. Free is what may still be added before something must be evicted.
 type Usage struct {
 	Capacity, Dirty, Clean, Free int64
 	Files, DirtyFiles            int
@@ -191,9 +197,9 @@ func (s *Store) Usage() Usage {
 	s.mu.Lock()
 	files := len(s.files)
 	s.mu.Unlock()
-	u, limit := s.space.get()
+	u, limit, free := s.space.get()
 	return Usage{
-		Capacity: limit, Dirty: u.dirty, Clean: u.clean, Free: max(0, limit-u.total()),
+		Capacity: limit, Dirty: u.dirty, Clean: u.clean, Free: free,
 		Files: files, DirtyFiles: u.dirtyFiles,
 	}
 }
@@ -229,7 +235,10 @@ func (s *Store) all() []*File {
 }
 
 // Close closes all data files. Nothing is made durable by it.
-func (s *Store) Close() error { return s.handles.close() }
+func (s *Store) Close() error {
+	s.space.leave()
+	return s.handles.close()
+}
 
 func forgetRecord(id ID) journal.Record {
 	rec := numberRecord(kindForget, id, 0)

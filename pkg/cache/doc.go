@@ -50,7 +50,7 @@
 //
 // # Locks
 //
-//	File.syncMu < File.mu < Store.mu < journal, File.imageMu, handles.mu, space.mu
+//	File.syncMu < File.mu < Store.mu < journal, File.imageMu, handles.mu, Budget.mu
 //
 // imageMu is never held across an Append, so that a checkpoint, which stops appends, can dump.
 //

@@ -18,7 +18,7 @@ func (s *Store) Recount() (dirty, clean int64, dirtyFiles int) {
 
 // Accounted is all that the store believes to be in use, in bytes, with what operations under way have reserved.
 func (s *Store) Accounted() (total, reserved int64) {
-	u, _ := s.space.get()
+	u, _, _ := s.space.get()
 	return u.total(), u.reserved
 }
 

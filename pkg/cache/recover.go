@@ -65,9 +65,9 @@ func (s *Store) Recover(j *journal.Journal, powerCut bool) (Recovery, error) {
 			r.Dirty = append(r.Dirty, f.Dirty())
 		}
 	}
-	s.space.mu.Lock()
-	defer s.space.mu.Unlock()
-	if err := s.space.refresh(); err != nil {
+	s.space.budget.mu.Lock()
+	defer s.space.budget.mu.Unlock()
+	if err := s.space.budget.refresh(s); err != nil {
 		return Recovery{}, err
 	}
 	return r, j.Sync()

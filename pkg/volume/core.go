@@ -158,7 +158,7 @@ func assemble(fsys disk.FS, id identity, spec Spec) *core {
 	}
 	c.remote = vfs.NewRemote(c.bucket, remembered, policy.TTL())
 	bytes := spec.tuning.cache
-	bytes.Damaged = c.damaged
+	bytes.Damaged, bytes.Budget = c.damaged, spec.Budget
 	c.store = cache.New(fsys, bytes)
 	c.tree = namespace.New(namespace.Options{
 		Prefix: spec.Prefix, Uid: o.Uid, Gid: o.Gid, FileMode: uint32(o.FileMode.Perm()), DirMode: dirMode,

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/csi-s3/csi-s3/pkg/cache"
 	"github.com/csi-s3/csi-s3/pkg/config"
 	"github.com/csi-s3/csi-s3/pkg/metrics"
 	"github.com/csi-s3/csi-s3/pkg/s3"
@@ -74,6 +75,7 @@ type Set struct {
 	Patience time.Duration
 
 	transports s3sdk.Transports // shared by the clients of all volumes
+	budget     cache.Budget     // shared by their caches
 	locks      locks
 	sightings  sightings
 	nests      sync.Mutex // held while a cache is taken into use or given up

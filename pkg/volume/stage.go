@@ -134,7 +134,7 @@ func (s *Set) mount(ctx context.Context, r StageRequest) (_ *staged, err error) 
 	}
 	m, err := mount(ctx, Spec{
 		ID: r.ID.String(), Bucket: b, Server: r.Secret.Endpoint, Prefix: s3.Key(r.ID.Prefix), Dir: r.Dir, CacheDir: n.cache, Options: r.Options,
-		Log: s.Log, Node: s.Node, sightings: &s.sightings, Incident: func(reason Reason, message string) { s.tell(r.ID, reason, message) },
+		Log: s.Log, Budget: &s.budget, Node: s.Node, sightings: &s.sightings, Incident: func(reason Reason, message string) { s.tell(r.ID, reason, message) },
 	})
 	if errors.Is(err, ErrHeld) || errors.Is(err, ErrGivenUp) {
 		s.tell(r.ID, ReasonHeld, fmt.Sprintf("the volume is not mounted on this node: %v", err))

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/csi-s3/csi-s3/pkg/cache"
 	"github.com/csi-s3/csi-s3/pkg/config"
 	"github.com/csi-s3/csi-s3/pkg/fuse"
 	"github.com/csi-s3/csi-s3/pkg/inode"
@@ -30,6 +31,9 @@ type Spec struct {
 
 	Node      string        // how others call this node; empty: its host name
 	LeaseWait time.Duration // how long Mount waits for the clean lease of another node to lapse, 0: 10 s
+
+	// Budget is the space that caches on one file system share; nil: this one has what there is.
+	Budget *cache.Budget
 
 	// Incident hears what a person should know of the volume. It must not block, nor call the volume. nil: nobody.
 	Incident func(reason Reason, message string)
