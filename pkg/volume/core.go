@@ -348,7 +348,7 @@ func (c *core) start(ctx context.Context) {
 		held = c.hold()
 	}
 	if c.lease != nil {
-		c.lease.start()
+		c.lease.start(ctx)
 	}
 	c.executor.Start()
 	c.wg.Go(func() { c.tend(ctx) })

@@ -156,8 +156,8 @@ func (l *lease) acquire(ctx context.Context, patience time.Duration, again bool)
 }
 
 // start begins to keep the lease. It ends with close.
-func (l *lease) start() {
-	ctx, stop := context.WithCancel(context.Background())
+func (l *lease) start(ctx context.Context) {
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx)) // it is kept until close, since what is sent until then needs it
 	l.stop, l.done = stop, make(chan struct{})
 	n, _ := l.dirty()
 	l.mu.Lock()
