@@ -3,7 +3,6 @@ package volmeta
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -96,31 +95,14 @@ func ReadLease(ctx context.Context, b s3.Bucket, prefix s3.Key) (Lease, s3.ETag,
 // WriteLease stores the lease in place of the one that was read or written with tag, or where there is none when tag is
 // empty. It returns the new record's ETag. s3.ErrPrecondition or s3.ErrNotExist: it has changed since, or an earlier
 // attempt of the same call was applied; s3.ErrUnavailable: it may have been applied. Lease.Same of what is read back
-// decides.
-//
-// On a server without conditional writes the record is compared before it is replaced: who writes in between is
-// overwritten, and learns of it when it next reads.
+// decides. b is an s3probe.Guard, or a bucket of a server whose conditions count: on others the record is compared before it
+// is replaced, and who writes in between is overwritten and learns of it when it next reads.
 func WriteLease(ctx context.Context, b s3.Bucket, prefix s3.Key, l Lease, tag s3.ETag) (s3.ETag, error) {
 	data, err := l.Encode()
 	if err != nil {
 		return "", err
 	}
-	key := LeaseKey(prefix)
-	written, err := store(ctx, b, key, data, s3.Condition{IfMatch: tag, IfNoneMatch: tag == ""})
-	if !errors.Is(err, s3.ErrNotSupported) {
-		return written, err
-	}
-	var found s3.ETag
-	switch info, err := b.Head(ctx, key); {
-	case err == nil:
-		found = info.ETag
-	case !errors.Is(err, s3.ErrNotExist):
-		return "", err
-	}
-	if found != tag {
-		return "", fmt.Errorf("%s/%q: its ETag is %q, not %q: %w", b.Name(), string(key), found, tag, s3.ErrPrecondition)
-	}
-	return store(ctx, b, key, data, s3.Condition{})
+	return store(ctx, b, LeaseKey(prefix), data, s3.Condition{IfMatch: tag, IfNoneMatch: tag == ""})
 }
 
 // BreakLease takes the lease that was read with tag from its holder, and gives up what only that has. The holder stops when

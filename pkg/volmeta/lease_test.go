@@ -1,6 +1,7 @@
 package volmeta_test
 
 import (
+	"context"
 	"errors"
 	"reflect"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/s3"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3fault"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3mem"
+	"github.com/csi-s3/csi-s3/pkg/s3/s3probe"
 	"github.com/csi-s3/csi-s3/pkg/volmeta"
 )
 
@@ -57,18 +59,10 @@ func TestLeaseFormat(t *testing.T) {
 
 // Of two writers that read the same record one learns of the other, whether the server has conditions or not.
 func TestLeaseIsComparedBeforeItIsReplaced(t *testing.T) {
-	for name, fault := range map[string]func(s3fault.Op) s3fault.Action{
-		"conditions": nil,
-		"no conditions": func(op s3fault.Op) s3fault.Action {
-			if op.Name == "Put" && op.N%2 == 1 { // the conditional one of each pair
-				return s3fault.FailBefore(s3.ErrNotSupported)
-			}
-			return s3fault.Action{}
-		},
-	} {
+	for name, answer := range map[string]s3probe.Answer{"conditions": s3probe.Honoured, "no conditions": s3probe.Ignored} {
 		t.Run(name, func(t *testing.T) {
-			ctx, b := t.Context(), s3fault.New(s3mem.New("bucket"))
-			b.Fault = fault
+			ctx, b := t.Context(), s3probe.NewGuard(ignorant{s3mem.New("bucket"), answer == s3probe.Ignored})
+			b.Know(s3probe.Answers{s3.PutIfMatch: answer, s3.PutIfNoneMatch: answer})
 			if _, _, err := volmeta.ReadLease(ctx, b, "p/"); !errors.Is(err, s3.ErrNotExist) {
 				t.Fatal(err)
 			}
@@ -80,39 +74,38 @@ func TestLeaseIsComparedBeforeItIsReplaced(t *testing.T) {
 			if err != nil || tag != first || !got.Same(lease()) {
 				t.Fatalf("%+v, %q, %q, %v", got, tag, first, err)
 			}
-			got.Serial++
-			if _, err := volmeta.WriteLease(ctx, b, "p/", got, tag); err != nil {
+			other := lease()
+			other.Serial++
+			if _, err := volmeta.WriteLease(ctx, b, "p/", other, ""); !errors.Is(err, s3.ErrPrecondition) {
+				t.Errorf("a second record: %v", err)
+			}
+			if _, err := volmeta.WriteLease(ctx, b, "p/", other, tag+"x"); !errors.Is(err, s3.ErrPrecondition) {
+				t.Errorf("replaced what it had not read: %v", err)
+			}
+			if _, err := volmeta.WriteLease(ctx, b, "other/", other, tag); !errors.Is(err, s3.ErrPrecondition) {
+				t.Errorf("replaced what is not there: %v", err)
+			}
+			if got, _, err := volmeta.ReadLease(ctx, b, "p/"); err != nil || !got.Same(lease()) {
+				t.Errorf("%+v, %v", got, err)
+			}
+			if _, err := volmeta.WriteLease(ctx, b, "p/", other, tag); err != nil {
 				t.Fatal(err)
 			}
 		})
 	}
-	ctx, b := t.Context(), s3fault.New(s3mem.New("bucket"))
-	tag, err := volmeta.WriteLease(ctx, b, "", lease(), "")
-	if err != nil {
-		t.Fatal(err)
+}
+
+// ignorant is a server that may ignore the conditions of a PUT.
+type ignorant struct {
+	*s3mem.Bucket
+	ignores bool
+}
+
+func (i ignorant) Put(ctx context.Context, key s3.Key, b s3.Body, attr s3.Attributes, cond s3.Condition) (s3.Info, error) {
+	if i.ignores {
+		cond = s3.Condition{}
 	}
-	other := lease()
-	other.Serial++
-	for _, unconditional := range []bool{false, true} {
-		b.Fault = func(op s3fault.Op) s3fault.Action {
-			if unconditional && op.Name == "Put" {
-				return s3fault.FailBefore(s3.ErrNotSupported)
-			}
-			return s3fault.Action{}
-		}
-		if _, err := volmeta.WriteLease(ctx, b, "", other, ""); !errors.Is(err, s3.ErrPrecondition) {
-			t.Errorf("a second record, unconditional %v: %v", unconditional, err)
-		}
-		if _, err := volmeta.WriteLease(ctx, b, "", other, tag+"x"); !errors.Is(err, s3.ErrPrecondition) {
-			t.Errorf("replaced what it had not read, unconditional %v: %v", unconditional, err)
-		}
-		if _, err := volmeta.WriteLease(ctx, b, "other/", other, tag); !errors.Is(err, s3.ErrPrecondition) {
-			t.Errorf("replaced what is not there, unconditional %v: %v", unconditional, err)
-		}
-	}
-	if got, _, err := volmeta.ReadLease(ctx, b, ""); err != nil || !got.Same(lease()) {
-		t.Errorf("%+v, %v", got, err)
-	}
+	return i.Bucket.Put(ctx, key, b, attr, cond)
 }
 
 // A broken lease is nobody's, of the next epoch, and to be waited for; the holder's next write of it fails.

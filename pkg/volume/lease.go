@@ -274,12 +274,12 @@ func (l *lease) note(ctx context.Context, err error, wanted bool) {
 	if lost {
 		l.lost = err
 		l.breakLocked()
+		l.mu.Unlock()
+		l.forfeit(err) // before anybody who waits hears of it
+		l.mu.Lock()
 	}
 	l.beatLocked()
 	l.mu.Unlock()
-	if lost {
-		l.forfeit(err)
-	}
 }
 
 // refusal says that the volume is in other hands.
