@@ -174,7 +174,7 @@ func TestLifeOfABucket(t *testing.T) {
 	if found, err := p.Exists(t.Context(), v.ID, none); err != nil || found.Capacity != 1<<30 {
 		t.Fatalf("%+v, %v", found, err)
 	}
-	s.put(t, pvc, "a", "a/b", "dir/", "dir/f", "\x01odd", "z z")
+	s.put(t, pvc, "a", "a/b", "dir/", "dir/f", "\x01odd", "z z", ".csi-s3/lease")
 	for range 2 {
 		if err := p.Delete(t.Context(), v.ID, none); err != nil {
 			t.Fatal(err)
@@ -191,7 +191,7 @@ func TestDeleteStaysWithinItsPrefix(t *testing.T) {
 	p := s.provisioner()
 	one := create(t, p, request(t, "pvc-1", "bucket", "shared"))
 	ten := create(t, p, request(t, "pvc-10", "bucket", "shared"))
-	s.put(t, "shared", "pvc-1/f", "pvc-10/f", "pvc-1-a", "pvc-1", "pvc-1.x/f", "other")
+	s.put(t, "shared", "pvc-1/f", "pvc-1/.csi-s3/lease", "pvc-10/f", "pvc-1-a", "pvc-1", "pvc-1.x/f", "other")
 	if err := p.Delete(t.Context(), one, none); err != nil {
 		t.Fatal(err)
 	}
