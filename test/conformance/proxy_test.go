@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// meter stands between a mount and its server and counts what passes, but for the volume's lease: requests by what they
+// meter stands between a mount and its server and counts what passes, but for the volume's own records: requests by what they
 // ask, and bytes.
 type meter struct {
 	mu       sync.Mutex
@@ -37,7 +37,7 @@ func (c *meter) metered(m *mounted) {
 			r.Out.Host = r.In.Host // it is signed
 		},
 		ModifyResponse: func(r *http.Response) error {
-			if !ofLease(r.Request) {
+			if !ofRecord(r.Request) {
 				r.Body = &measured{r.Body, c, &c.received}
 			}
 			return nil
@@ -46,7 +46,7 @@ func (c *meter) metered(m *mounted) {
 		Transport:    transport,
 	}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !ofLease(r) {
+		if !ofRecord(r) {
 			c.mu.Lock()
 			c.requests[kind(r)]++
 			c.mu.Unlock()
@@ -61,7 +61,10 @@ func (c *meter) metered(m *mounted) {
 	m.server.Endpoint = server.URL
 }
 
-func ofLease(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/.csi-s3/lease") }
+// ofRecord says that a request is about the volume's lease, or about what the server supports.
+func ofRecord(r *http.Request) bool {
+	return strings.HasSuffix(r.URL.Path, "/.csi-s3/lease") || strings.Contains(r.URL.Path, "/.csi-s3/probe")
+}
 
 // kind is the name of what a request asks.
 func kind(r *http.Request) string {

@@ -127,7 +127,7 @@ func (x *pair) killed(i int) {
 	_ = x.p[i].cmd.Wait() // it was killed
 }
 
-// mutations are the requests of the first node that change the bucket, those for the lease left out.
+// mutations are the requests of the first node that change the bucket, those for the volume's own records left out.
 func (x *pair) mutations() int {
 	return x.meter.count("PUT", "PUT-PART", "COPY", "COPY-PART", "DELETE", "DELETE-MANY", "POST-UPLOAD", "DELETE-UPLOAD")
 }
