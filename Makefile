@@ -28,7 +28,7 @@ conformance: ## csi-sanity, POSIX tests and the S3 suite on real servers and mou
 	cd test/conformance && $(GO) test -race -count=1 -timeout 20m ./...
 	cd test/s3 && $(GO) test -race -timeout 20m ./...
 
-chaos: ## the real process is killed and loses its power, again and again; part of test; needs root
+chaos: ## the real process is killed, loses its power and its network, again and again; part of test; needs root
 	cd test/chaos && $(GO) test -race -count=1 -v -timeout 20m .
 
 sim: ## 10,000 lives of a volume in virtual time, with faults and crashes from a seed

@@ -18,7 +18,7 @@
 //
 // Each suite counts what it did and fails when that proves nothing: nothing acknowledged, nothing dirty at the blow, a
 // point of failure that was never hit. With CSI_S3_SOAK set the figures are those of a long run, see the target soak;
-// CSI_S3_CHAOS_BLOWS and CSI_S3_CHAOS_HITS make it as short as wanted, CSI_S3_CHAOS_SEED repeats its choices (not its times).
+// CSI_S3_CHAOS_BLOWS, CSI_S3_CHAOS_HITS and CSI_S3_CHAOS_SECONDS make it as short as wanted, CSI_S3_CHAOS_SEED repeats its choices (not its times).
 //
 // It needs root, /dev/fuse, loop devices, mkfs.ext4 and mkfs.xfs. Each suite runs in a mount namespace of its own and
 // leaves nothing behind. It is a module of its own, so that what it depends on never enters the driver's go.mod.

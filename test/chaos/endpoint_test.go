@@ -67,6 +67,20 @@ func (x *stream) file(name string, gen uint64, size int64) error {
 	return nil
 }
 
+// stalled returns when the writers wait.
+func (x *stream) stalled(t *testing.T) {
+	t.Helper()
+	last, since := x.written.Load(), time.Now()
+	for begin := since; time.Since(since) < 3*time.Second; time.Sleep(10 * time.Millisecond) {
+		if now := x.written.Load(); now != last {
+			last, since = now, time.Now()
+		}
+		if time.Since(begin) > time.Minute {
+			t.Fatal("the writers do not wait")
+		}
+	}
+}
+
 // verify compares the bucket, and nothing else, with what was written.
 func (x *stream) verify(t *testing.T, bucket s3.Bucket) {
 	t.Helper()

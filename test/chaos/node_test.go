@@ -3,6 +3,7 @@ package chaos_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"os/exec"
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/csi-s3/csi-s3/pkg/fuse"
 	"github.com/csi-s3/csi-s3/pkg/s3"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3sdk"
 	"github.com/csi-s3/csi-s3/test/minio"
@@ -31,8 +33,8 @@ type node struct {
 	server     minio.Server
 }
 
-// newNode starts a driver. It must end by itself when the test does.
-func newNode(t *testing.T, server minio.Server) *node {
+// newNode starts a driver with its cache in a directory. It must end by itself when the test does.
+func newNode(t *testing.T, server minio.Server, cache string) *node {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "csi") // a socket's path must be short
 	if err != nil {
@@ -40,7 +42,7 @@ func newNode(t *testing.T, server minio.Server) *node {
 	}
 	log := &buffer{}
 	binary, socket := buildDriver(t), "unix://"+filepath.Join(dir, "csi.sock")
-	c := exec.Command(binary, "driver", "--mode=all", "--node-id=node-1", "--endpoint="+socket, "--cache-dir="+filepath.Join(dir, "cache"))
+	c := exec.Command(binary, "driver", "--mode=all", "--node-id=node-1", "--endpoint="+socket, "--cache-dir="+filepath.Join(cache, "csi-s3"))
 	c.Stdout, c.Stderr = log, log
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := c.Start(); err != nil {
@@ -139,6 +141,7 @@ func (c *claim) use() {
 }
 
 const (
+	nodeCache = 192 << 20
 	coldFiles = 300
 	coldSize  = 64 << 10
 )
@@ -158,7 +161,8 @@ func (c *claim) fill(client *s3sdk.Client) (paths []string) {
 }
 
 // TestNetworkNode: two volumes of one driver, the server of one of them is dead, and then slow. Many programs wait for it,
-// and nobody who uses the other volume notices: not at a stat, not of what must be asked of its bucket, and not of a write.
+// others have filled the node's cache and wait for room, and nobody who uses the other volume notices: not at a stat, not of
+// what must be asked of its bucket, and not of a write.
 func TestNetworkNode(t *testing.T) {
 	if !ownMounts(t) {
 		return
@@ -178,7 +182,7 @@ func TestNetworkNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	n := newNode(t, server)
+	n := newNode(t, server, smallDisk(t, nodeCache))
 	sick, well := n.claim("sick", wire.url), n.claim("well", server.Endpoint)
 	waited, cold := sick.fill(client), well.fill(client)
 	sick.use()
@@ -189,7 +193,15 @@ func TestNetworkNode(t *testing.T) {
 
 	// More wait than there are slots for requests, connections or threads that could be spared.
 	const waiting = 150
+	x := &stream{dir: sick.target, sums: map[string][sha256.Size]byte{}}
+	done := make(chan error, 1)
+	// Ends when all is written; waited for below.
+	go func() { done <- x.run(4, nodeCache/2) }()
+	for x.written.Load() < nodeCache/20 {
+		time.Sleep(time.Millisecond)
+	}
 	wire.fail(silent, "")
+	x.stalled(t)
 	var programs sync.WaitGroup
 	var served atomic.Int32
 	for i := range waiting {
@@ -223,6 +235,15 @@ func TestNetworkNode(t *testing.T) {
 	well.undisturbed("beside a slow server", known, unknown[half:], spell)
 	wire.set(weather{})
 	programs.Wait()
+	if err := <-done; err != nil {
+		t.Errorf("a writer that had to wait: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), flushWait)
+	defer cancel()
+	if err := fuse.Flush(ctx, sick.target, nil); err != nil {
+		t.Error(err)
+	}
+	x.verify(t, client.Bucket(sick.volume.GetVolumeId()))
 	wire.report(t, silent, delayed, limited)
 }
 

@@ -120,6 +120,13 @@ func (w *wire) set(x weather) {
 	w.weather = x
 }
 
+// bandwidth is that of now: a body that began in bad weather ends in better.
+func (w *wire) bandwidth() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.weather.bandwidth
+}
+
 // fail begins an outage of a kind. code is for denied.
 func (w *wire) fail(outage, code string) {
 	w.clear()
@@ -286,7 +293,7 @@ func (w *wire) pass(proxy *httputil.ReverseProxy, rw http.ResponseWriter, r *htt
 	w.mu.Lock()
 	w.kinds[kind(r)]++
 	w.mu.Unlock()
-	body := &body{ReadCloser: r.Body, wire: w, line: &w.up, bandwidth: f.weather.bandwidth, from: -1}
+	body := &body{ReadCloser: r.Body, wire: w, line: &w.up, from: -1}
 	switch f.what {
 	case reset:
 		body.from, body.then = r.ContentLength/2, func([]byte) error { w.count(reset); return errCut }
@@ -301,7 +308,7 @@ func (w *wire) pass(proxy *httputil.ReverseProxy, rw http.ResponseWriter, r *htt
 
 // answer is what is done to the answer of a request that the server has carried out.
 func (f fate) answer(w *wire, r *http.Response) error {
-	body := &body{ReadCloser: r.Body, wire: w, line: &w.down, bandwidth: f.weather.bandwidth, from: -1}
+	body := &body{ReadCloser: r.Body, wire: w, line: &w.down, from: -1}
 	switch {
 	case f.what == lost:
 		_, err := io.Copy(io.Discard, r.Body) // the server has done all of it
@@ -347,17 +354,16 @@ func refuse(rw http.ResponseWriter, r *http.Request, status int, code string) {
 // body passes a line. then happens to the byte at from, if that is not -1.
 type body struct {
 	io.ReadCloser
-	wire      *wire
-	line      *line
-	bandwidth int64
-	at, from  int64
-	then      func(p []byte) error
+	wire     *wire
+	line     *line
+	at, from int64
+	then     func(p []byte) error
 }
 
 func (b *body) Read(p []byte) (int, error) {
 	const step = 32 << 10 // small enough for a bandwidth
 	n, err := b.ReadCloser.Read(p[:min(len(p), step)])
-	if b.line.take(n, b.bandwidth) {
+	if b.line.take(n, b.wire.bandwidth()) {
 		b.wire.count(limited)
 	}
 	if b.from >= b.at && b.from < b.at+int64(n) {
