@@ -385,8 +385,12 @@ func (t *tree) leavePlace(n *node) {
 		places = append(places, p+s3.Key(n.links[0].name)+"/") // where its parent came from
 	}
 	for _, place := range places {
-		others := func(d *node) bool { return d.origin != "" && isUnder(place, d.origin) && !n.inside(d) }
-		if place != origin && (t.under[place] > 0 || t.leftBelow(place)) && !t.left(place) && !t.anyMoved(others) {
+		// Where another directory has left, or is on its way, it sees to all that is there.
+		others := func(d *node) bool {
+			over := func(prefix s3.Key) bool { return prefix != "" && isUnder(place, prefix) }
+			return slices.ContainsFunc(d.purges, func(p purge) bool { return over(p.src) }) || (over(d.origin) || over(d.heading)) && !n.inside(d)
+		}
+		if place != origin && (t.under[place] > 0 || t.leftBelow(place)) && !t.anyMoved(others) {
 			n.purges = append(n.purges, purge{src: place})
 		}
 	}

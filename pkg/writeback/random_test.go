@@ -62,7 +62,9 @@ func (a *author) at(dir inode.Ino, name string, isDir bool) inode.Ino {
 			key += "/"
 		}
 		remote.Info, err = a.bucket.Head(a.t.Context(), key)
-		if !isDir || !errors.Is(err, s3.ErrNotExist) {
+		if absent := errors.Is(err, s3.ErrNotExist); absent && !isDir && errors.Is(a.tree.Unlearn(dir, name, res.Version), namespace.ErrChanged) {
+			continue // it is elsewhere by now: its directory has moved
+		} else if !absent || !isDir {
 			a.ok(err)
 		}
 		n, err := a.tree.Learn(dir, name, res.Version, remote)
