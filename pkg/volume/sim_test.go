@@ -7,14 +7,11 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 )
-
-// knownGaps bounds how many lives of a thousand may end in a gap that is known: what the volume promises and does not
-// always do yet.
-const knownGaps = 5
 
 // simulate lives the life of a seed in virtual time.
 func simulate(t *testing.T, seed uint64, print bool) (l *life) {
@@ -42,17 +39,18 @@ func number(t *testing.T, name string, otherwise uint64) (n uint64, set bool) {
 // TestSimulation lives many lives of a volume on a memory bucket and a memory disk that fail, with kills and losses of
 // power anywhere. After each request that changes the bucket, every object is a state that its file had under that name
 // (invariant I2), and in the end, all being well again, the bucket holds what was written and nothing else.
-// CSI_S3_SIM_SEED=N lives one life and says all that happens in it; CSI_S3_SIM_SEEDS=N lives so many.
+// CSI_S3_SIM_SEED=N begins at a life, and says all that happens in it if it is the only one; CSI_S3_SIM_SEEDS=N lives so many.
 func TestSimulation(t *testing.T) {
 	seeds, _ := number(t, "CSI_S3_SIM_SEEDS", 200)
 	if os.Getenv("CSI_S3_SOAK") != "" {
 		seeds = 100_000
 	}
 	first, one := number(t, "CSI_S3_SIM_SEED", 0)
-	if one {
+	if one && os.Getenv("CSI_S3_SIM_SEEDS") == "" {
 		seeds = 1
 	}
-	tally, gaps := map[string]int{}, map[string]uint64{}
+	one = seeds == 1
+	tally := map[string]int{}
 	begun := time.Now()
 	bad := 0
 	for seed := first; seed < first+seeds && bad < 10; seed++ {
@@ -65,31 +63,20 @@ func TestSimulation(t *testing.T) {
 		for what, n := range l.tally {
 			tally[what] += n
 		}
-		for what := range l.gaps {
-			gaps[what]++
-		}
 		if os.Getenv("CSI_S3_SIM_TRACE") != "" {
 			t.Logf("trace of seed %d: %x", seed, l.hash)
 		}
 		if l.failed != nil {
-			t.Errorf("seed %d: %v", seed, l.failed)
+			t.Errorf("seed %d: %v\nits whole life:\n%s", seed, l.failed, strings.Join(l.lines, "\n"))
 			bad++
 		}
 	}
 	for _, what := range slices.Sorted(maps.Keys(tally)) {
 		t.Logf("%8d %s", tally[what], what)
 	}
-	var known uint64
-	for _, what := range slices.Sorted(maps.Keys(gaps)) {
-		t.Logf("%8d lives in which there was %s: a known gap", gaps[what], what)
-		known += gaps[what]
-	}
 	t.Logf("%d seeds in %v", seeds, time.Since(begun))
 	if one {
 		return
-	}
-	if known > 1+seeds*knownGaps/1000 {
-		t.Errorf("%d lives with known gaps", known)
 	}
 	for _, what := range []string{
 		"kill", "power cut", "disk fault", "before", "after", "short", "corrupt", "delay", "error200", "outage", "hang", "auth",

@@ -35,9 +35,6 @@ import (
 // drainLimit is how long a volume may take, after everything is well again, until the bucket has all.
 const drainLimit = 3 * time.Hour
 
-// errStale: the mount looks for a file's bytes in an object that was replaced, until write-back has looked at it.
-var errStale = errors.New("a file cannot be read just after a crash")
-
 // errDead: the process does not run any more.
 var errDead = errors.New("the process is gone")
 
@@ -60,8 +57,7 @@ type life struct {
 	hash   uint64
 	begun  time.Time
 	print  bool
-	gaps   map[string]bool
-	given  bool // the life is to end: a known gap changed what the model knows
+	lines  []string // all that happened
 }
 
 func (l *life) healed() bool {
@@ -78,47 +74,38 @@ func (l *life) trace(format string, args ...any) {
 	h := fnv.New64a()
 	fmt.Fprintf(h, "%x %s", l.hash, line)
 	l.hash = h.Sum64()
+	l.lines = append(l.lines, line)
 	if l.print {
 		l.t.Log(line)
 	}
 }
 
+// logged enters what the volume logs into the trace.
+type logged struct{ life *life }
+
+func (w logged) Write(line []byte) (int, error) {
+	w.life.mu.Lock()
+	defer w.life.mu.Unlock()
+	w.life.trace("%s", bytes.TrimSpace(line))
+	return len(line), nil
+}
+
 func (l *life) broke(err error) {
-	if l.failed == nil && !l.given {
+	if l.failed == nil {
 		l.failed = fmt.Errorf("after %v: %w", time.Since(l.begun), err)
 		l.trace("BROKEN: %v", err)
 	}
 }
 
-// gap notes one of the known gaps: what the volume promises and does not always do. See knownGaps.
-func (l *life) gap(what string) {
-	if l.gaps == nil {
-		l.gaps = map[string]bool{}
-	}
-	l.gaps[what] = true
-	l.trace("GAP: %s", what)
-}
-
 func (l *life) broken() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.failed != nil || l.given
+	return l.failed != nil
 }
 
 func (l *life) fail(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for known, what := range map[error]string{
-		writeback.ErrConflict: "a conflict with itself",
-		errOldName:            errOldName.Error(),
-		errStale:              errStale.Error(),
-	} {
-		if errors.Is(err, known) {
-			l.gap(what)
-			l.given = true // the model knows no more
-			return
-		}
-	}
 	l.broke(err)
 }
 
@@ -265,7 +252,14 @@ func (l *life) spec(p *process) Spec {
 			l.trace("%s of %s %q", what, op.Name, string(op.Key))
 		})
 	}
-	return Spec{ID: "bucket", Bucket: b, Node: "node-1", Options: l.options, Log: slog.New(slog.DiscardHandler), tuning: l.tuning}
+	return Spec{ID: "bucket", Bucket: b, Node: "node-1", Options: l.options, Log: slog.New(slog.NewTextHandler(logged{l}, &slog.HandlerOptions{
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		},
+	})), tuning: l.tuning}
 }
 
 // process starts on a disk. When it dies before it serves, it is returned without a core.
@@ -461,11 +455,7 @@ func (l *life) compare() {
 		found[b][o.Key] = content
 	}
 	for _, a := range l.actors {
-		gap, err := a.book.settled(found[a.book])
-		if gap != "" {
-			l.gap(gap)
-		}
-		if err != nil {
+		if err := a.book.settled(found[a.book]); err != nil {
 			l.broke(err)
 		}
 	}
@@ -1079,7 +1069,7 @@ func (a *actor) look(p *process, c *core) error {
 				continue
 			}
 			if strings.Contains(name, ".conflict-") {
-				return writeback.ErrConflict
+				return fmt.Errorf("%q: %w", name, writeback.ErrConflict)
 			}
 			attr, err := a.lookup(p.ctx, c, name)
 			if err != nil {
@@ -1098,11 +1088,8 @@ func (a *actor) look(p *process, c *core) error {
 				}
 				return err
 			})
-			if errors.Is(err, s3.ErrPrecondition) || errors.Is(err, s3.ErrNotExist) {
-				return fmt.Errorf("%w: %w", errStale, err)
-			}
 			if err != nil {
-				return err
+				return fmt.Errorf("read %s: %w", name, err)
 			}
 		}
 	}

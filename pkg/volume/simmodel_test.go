@@ -2,7 +2,6 @@ package volume
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -170,29 +169,7 @@ func (b *book) look(found map[string]string) error {
 		b.cut = false
 		return nil
 	}
-	if without := b.withoutOld(found); len(without) < len(found) && b.look(without) == nil {
-		return errOldName
-	}
 	return fmt.Errorf("after the crash (power cut: %v) the mount shows%s\nmay be %s", b.cut, describe(found), b)
-}
-
-// errOldName: after a crash a file has a name again that it had before.
-var errOldName = errors.New("an old name is back after a crash")
-
-// withoutOld leaves out names that no file has now, and whose bytes a file had that once had the name.
-func (b *book) withoutOld(found map[string]string) map[string]string {
-	rest := map[string]string{}
-	for name, content := range found {
-		old := false
-		for i := range b.files {
-			_, now := b.present()[name]
-			old = old || !now && b.stateOf(name, i) >= 0 && slices.ContainsFunc(b.files[i].versions, func(v []byte) bool { return string(v) == content })
-		}
-		if !old {
-			rest[name] = content
-		}
-	}
-	return rest
 }
 
 // fits is allows for one state of the names. It returns those that are there.
@@ -246,7 +223,7 @@ func (b *book) objects() map[string][]byte {
 }
 
 // settled compares the bucket in the end: found are the objects whose keys are the actor's.
-func (b *book) settled(found map[s3.Key][]byte) (gap string, err error) {
+func (b *book) settled(found map[s3.Key][]byte) error {
 	var wrong []string
 	want := b.objects()
 	for _, key := range slices.Sorted(maps.Keys(found)) {
@@ -262,9 +239,9 @@ func (b *book) settled(found map[s3.Key][]byte) (gap string, err error) {
 				wrong = append(wrong, fmt.Sprintf("the directory %q is there", key))
 			}
 		case kept:
-			gap = "a conflict with itself"
+			wrong = append(wrong, fmt.Sprintf("%q is there: a conflict with itself", key))
 		case !ok && b.unlinked(found[key]):
-			gap = "an object that outlives its file"
+			wrong = append(wrong, fmt.Sprintf("%q outlives its file", key))
 		case !ok:
 			wrong = append(wrong, fmt.Sprintf("%q is there%s", key, describe(map[string]string{"": string(found[key])})))
 		case !bytes.Equal(content, found[key]):
@@ -273,7 +250,7 @@ func (b *book) settled(found map[s3.Key][]byte) (gap string, err error) {
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(want)) {
-		if _, ok := found[s3.Key(key)]; !ok && gap == "" {
+		if _, ok := found[s3.Key(key)]; !ok {
 			wrong = append(wrong, fmt.Sprintf("%q is not there", key))
 		}
 	}
@@ -291,14 +268,14 @@ func (b *book) settled(found map[s3.Key][]byte) (gap string, err error) {
 			if empty {
 				wrong = append(wrong, fmt.Sprintf("the empty directory %q is not there", name))
 			} else {
-				gap = "a directory without its marker"
+				wrong = append(wrong, fmt.Sprintf("the directory %q is without its marker", name))
 			}
 		}
 	}
 	if len(wrong) == 0 {
-		return gap, nil
+		return nil
 	}
-	return gap, fmt.Errorf("in the end %s\n%s", strings.Join(wrong, "\nand "), b)
+	return fmt.Errorf("in the end %s\n%s", strings.Join(wrong, "\nand "), b)
 }
 
 // unlinked says that content is a version of a file that has no name any more.

@@ -182,6 +182,7 @@ func (l *life) changed(key s3.Key) error {
 		return fmt.Errorf("%q is nobody's name", name)
 	}
 	content, err := stored(l.bucket, key)
+	l.trace("now%s", describe(map[string]string{name: string(content)}))
 	if plain, _, kept := strings.Cut(name, ".conflict-"); b.alien[plain] != nil {
 		a := b.alien[plain]
 		switch {
@@ -197,8 +198,7 @@ func (l *life) changed(key s3.Key) error {
 		return fmt.Errorf("the bytes of %q are%s", name, describe(map[string]string{"": string(content)}))
 	}
 	if strings.Contains(name, ".conflict-") {
-		l.gap("a conflict with itself")
-		return nil
+		return fmt.Errorf("%q: a conflict with itself", name)
 	}
 	if errors.Is(err, s3.ErrNotExist) {
 		return b.removed(name)
