@@ -206,15 +206,6 @@ func (t *tree) movedTo(k *Task, moved map[s3.Key]s3.Info) []*node {
 			changed = append(changed, m)
 		}
 	}
-	for d := range t.moved {
-		for i, p := range d.purges {
-			// What was compared with these copies, and had not left its place yet, is compared with theirs.
-			if d != n && p.dst != "" && isUnder(p.dst, k.SrcPrefix) && (d.origin == "" || !isUnder(p.dst, d.origin)) {
-				d.purges[i].dst = k.DstPrefix + p.dst[len(k.SrcPrefix):]
-				changed = append(changed, d)
-			}
-		}
-	}
 	n.save = false
 	if len(n.links) == 0 {
 		// Removed meanwhile: what it had belongs to inodes that were removed, too, each with its copy.

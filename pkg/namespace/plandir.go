@@ -101,7 +101,7 @@ func (t *tree) planPlace(n *node) (*Task, verdict) {
 			return &Task{Verb: Move, SrcPrefix: n.origin, DstPrefix: want}, inSync
 		}
 		// A directory that moves below itself, or to above where it was, takes a detour.
-		if dst := t.orphanKey(n) + "/"; (n.save || overlap(n.origin, want)) && n.origin != dst && !t.anyBusy(n.origin) {
+		if dst := t.orphanKey(n) + "/"; (n.save || overlap(n.origin, want)) && n.origin != dst && t.movable(n) {
 			if n.heading != "" && n.heading != dst {
 				n.turnBack()
 				return t.planDir(n)
@@ -137,7 +137,7 @@ func (t *tree) canMove(n *node, dst s3.Key) bool {
 			return false
 		}
 	}
-	if t.anyBusy(n.origin) || t.anyBusy(dst) {
+	if !t.movable(n) || t.anyBusy(dst) {
 		return false
 	}
 	if !t.clearAbove(n, dst) {
@@ -163,6 +163,15 @@ func (t *tree) canMove(n *node, dst s3.Key) bool {
 	return t.clearBelow(dst, n, false, n.wantMarker)
 }
 
+// movable says that a directory's objects may leave where they are: no task is on its way there, and no other directory
+// has copies there with which what it has left is to be compared.
+func (t *tree) movable(n *node) bool {
+	compared := func(d *node) bool {
+		return d != n && slices.ContainsFunc(d.purges, func(p purge) bool { return p.dst != "" && isUnder(p.dst, n.origin) })
+	}
+	return !t.anyBusy(n.origin) && !t.anyMoved(compared)
+}
+
 func overlap(a, b s3.Key) bool { return isUnder(a, b) || isUnder(b, a) }
 
 // anyBusy says that a task is running on a key or prefix that touches this one.
@@ -182,20 +191,19 @@ func (t *tree) anyBusy(prefix s3.Key) bool {
 	return false
 }
 
-// clearBelow says that no objects of other nodes than n are left below a prefix, and asks those to go that are. With
-// inside unset those do not count that are inside n; with it set, those that are where they shall be, because names came
-// back to a place that was left. With overwrite set another directory's marker at the prefix itself does not count: n's
-// replaces it.
-func (t *tree) clearBelow(prefix s3.Key, n *node, inside, overwrite bool) bool {
+// clearBelow says that no objects of other nodes than n are left below a prefix, and asks those to go that are. Those do
+// not count that are where they shall be: of nodes inside n, and with all set of any, since names came back to a place that
+// was left. With overwrite set another directory's marker at the prefix itself does not count: n's replaces it.
+func (t *tree) clearBelow(prefix s3.Key, n *node, all, overwrite bool) bool {
 	if t.under[prefix] == 0 && t.owner[prefix] == nil {
 		return true
 	}
 	free := true
 	for key, m := range t.owner {
-		if m == n || !isUnder(key, prefix) || !inside && m.inside(n) || overwrite && key == prefix {
+		if m == n || !isUnder(key, prefix) || overwrite && key == prefix {
 			continue
 		}
-		if inside && slices.Contains(t.wantKeys(m), key) {
+		if (all || m.inside(n)) && slices.Contains(t.wantKeys(m), key) {
 			continue
 		}
 		t.askAway(m, n)
