@@ -206,6 +206,7 @@ func TestEndpointDown(t *testing.T) {
 		cache, total, away = 256<<20, 1<<30, time.Duration(figure("CSI_S3_CHAOS_SECONDS", 600))*time.Second
 	}
 	wire := newWire(t)
+	defer wire.clear() // the mount ends in order also when the test failed
 	// As in Kubernetes nobody else writes: what was learned of names holds while nobody can be asked.
 	m := newMounted(t, "exclusive")
 	m.cache, m.endpoint = smallDisk(t, cache), wire.url

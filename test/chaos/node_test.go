@@ -173,6 +173,7 @@ func TestNetworkNode(t *testing.T) {
 		spell = time.Minute
 	}
 	wire := newWire(t)
+	defer wire.clear() // the driver ends in order also when the test failed
 	server := minio.Start(t)
 	wire.lead(t, server.Endpoint, seedFrom(t))
 	client, err := s3sdk.New(s3sdk.Config{Endpoint: server.Endpoint, Credentials: s3sdk.Credentials{
