@@ -3,6 +3,7 @@ package writeback_test
 import (
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -199,4 +200,27 @@ func FuzzReplay(f *testing.F) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// A server that refuses all for a while does not make an upload be forgotten: who could list uploads waits until it can again.
+func TestRefusedForAWhile(t *testing.T) {
+	r := newRig(t, small)
+	r.write(r.create("first"), 0, noise(100<<10))
+	r.flush()
+	var lists, creates atomic.Int32
+	r.faulty(func(op s3fault.Op) s3fault.Action {
+		switch {
+		case op.Name == "ListUploads" && lists.Add(1) <= 2:
+			return s3fault.FailBefore(s3.ErrAuth)
+		case op.Name == "CreateUpload" && creates.Add(1) == 1:
+			return s3fault.FailAfter(nil)
+		}
+		return s3fault.Action{}
+	})
+	body := noise(100 << 10)
+	r.write(r.create("second"), 0, body)
+	r.flush()
+	r.holds("second", body)
+	r.settled()
+	r.noUploads()
 }

@@ -96,6 +96,9 @@ func sameAttributes(a, b s3.Attributes) bool {
 	return a.ContentType == b.ContentType && maps.Equal(rest(a.Meta), rest(b.Meta))
 }
 
+// mayListAgain is how many attempts of a task wait for a right to list uploads that there was before: some minutes of them.
+const mayListAgain = 30
+
 // begin creates an upload. It is in the journal before the server hears of it.
 func (e *Executor) begin(ctx context.Context, k *namespace.Task) (*upload, error) {
 	u := &upload{ino: k.Ino, key: k.Key, attr: k.Attr, sent: map[int]sentPart{}, busy: true}
@@ -103,8 +106,11 @@ func (e *Executor) begin(ctx context.Context, k *namespace.Task) (*upload, error
 		others, err := e.openOn(ctx, k.Key)
 		switch {
 		case err == nil:
+			e.lists.Store(true)
 			u.others, u.alone = others, true
-		case transient(err) && (!errors.Is(err, s3.ErrAuth) || errors.Is(err, s3.ErrKeys)): // not every key may list uploads
+		case errors.Is(err, s3.ErrAuth) && !errors.Is(err, s3.ErrKeys) && !(e.lists.Load() && k.Attempts < mayListAgain):
+			// not every key may list uploads
+		case transient(err):
 			return nil, err
 		}
 	}

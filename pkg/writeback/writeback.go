@@ -74,6 +74,7 @@ type Executor struct {
 
 	steps   atomic.Uint64 // of uploads and other tasks: signs that the server takes what it is sent
 	failing atomic.Bool   // the last request failed
+	lists   atomic.Bool   // uploads could be listed
 
 	mu        sync.Mutex
 	running   int               // guarded by mu: tasks
