@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -132,18 +133,26 @@ func (x *pair) mutations() int {
 	return x.meter.count("PUT", "PUT-PART", "COPY", "COPY-PART", "DELETE", "DELETE-MANY", "POST-UPLOAD", "DELETE-UPLOAD")
 }
 
-// TestSecondNode: of two nodes one writes to a volume. The other is refused by name while the first has unsaved changes, alive
-// or dead; it follows at once when the first one left, after a minute when the first one died with nothing unsaved, and
-// when a person broke the lease. A node that was followed sends nothing more and keeps what it has.
+// TestSecondNode: of two nodes one writes to a volume.
 func TestSecondNode(t *testing.T) {
 	if !ownMounts(t) {
 		return
 	}
-	x := newPair(t)
+	for name, tale := range map[string]func(*pair){"unsaved": (*pair).unsaved, "dead": (*pair).dead, "stopped": (*pair).stopped} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			runtime.LockOSThread() // as in ownMounts
+			tale(newPair(t))
+		})
+	}
+}
+
+// unsaved: alive or dead, a node with unsaved changes keeps the volume, and gives it back at its end.
+func (x *pair) unsaved() {
+	t := x.t
 	x.use(0)
 	x.dirty(0, "first", "hello")
 
-	// Alive or dead, a node with unsaved changes keeps the volume.
 	x.refused(1, "node-1", "5 bytes", "csi-s3 lease "+x.volume()+" --break")
 	x.killed(0)
 	for died := time.Now(); time.Since(died) < leaseTTL+15*time.Second; time.Sleep(5 * time.Second) {
@@ -168,10 +177,16 @@ func TestSecondNode(t *testing.T) {
 	if took := time.Since(begun); took > 9*time.Second {
 		t.Errorf("after a SIGTERM the volume was mounted after %v", took)
 	}
-
-	// One that dies with nothing unsaved is followed after a minute.
-	x.killed(0)
+	x.leave(0)
 	x.p[1].start(t)
+	x.leave(1)
+}
+
+// dead: a node that dies with nothing unsaved is followed after a minute.
+func (x *pair) dead() {
+	t := x.t
+	x.use(0)
+	x.killed(0)
 	if took := x.inherited(1); took < leaseTTL-time.Second {
 		t.Errorf("a clean lease was taken over after %v", took)
 	} else {
@@ -181,8 +196,14 @@ func TestSecondNode(t *testing.T) {
 	x.leave(1)
 	x.p[0].start(t)
 	check(t, x.k[0].publish(false))
+	x.leave(0)
+}
 
-	// One that stands still, and is followed meanwhile, changes nothing any more.
+// stopped: a node that stands still, and is followed meanwhile because a person broke its lease, changes nothing any more
+// and keeps what it has.
+func (x *pair) stopped() {
+	t := x.t
+	x.use(0)
 	x.dirty(0, "second", "unsaved")
 	first := x.p[0].cmd.Process
 	check(t, first.Signal(syscall.SIGSTOP))
