@@ -188,7 +188,12 @@ func TestDetachDead(t *testing.T) {
 		deadMount(t, d)
 	}
 	var heard []volume.Incident
-	n.Incident = func(i volume.Incident) { heard = append(heard, i) }
+	n.Incident = func(i volume.Incident) {
+		// The namespace began as a copy: mounts of other packages' tests are in it, and die when these end.
+		if strings.HasPrefix(i.Volume.String(), "bucket/") {
+			heard = append(heard, i)
+		}
+	}
 	must(t, n.DetachDead(ctx))
 	if len(heard) != 1 || heard[0].Reason != volume.ReasonMountLost || heard[0].Volume.String() != "bucket/dead" {
 		t.Errorf("told is %+v", heard)
