@@ -191,7 +191,6 @@ func (r *rig) afterKill() blow {
 // powerCuts is the suite on one file system.
 func powerCuts(t *testing.T, kind string, mkfs ...string) {
 	t.Helper()
-	checkedWorkload(t)
 	if !ownMounts(t, mkfs[0]) {
 		return
 	}
@@ -222,7 +221,7 @@ func powerCuts(t *testing.T, kind string, mkfs ...string) {
 	for range 3 {
 		points = append(points, r.atRandom())
 	}
-	r.run(points, figuresOr(figures{50, 1, 20, 3 * time.Minute}, figures{100, 3, 0, 2 * time.Hour}))
+	r.run(points, figuresOr(figures{30, 0, 25, 100 * time.Second}, figures{100, 3, 0, 2 * time.Hour}))
 }
 
 // TestPowerCutExt4: what an fsync covered is there after a loss of power, on ext4.

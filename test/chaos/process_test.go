@@ -19,15 +19,6 @@ const inNamespace = "CSI_S3_TEST_MOUNT_NAMESPACE"
 // soak says that the long figures are wanted, not the short ones of every change.
 func soak() bool { return os.Getenv("CSI_S3_SOAK") != "" }
 
-// checkedWorkload skips the suites of the checked workload without CSI_S3_SOAK. They are not of every change yet: no run
-// with the figures of a soak has passed, and those of the short form have not been run.
-func checkedWorkload(t *testing.T) {
-	t.Helper()
-	if !soak() {
-		t.Skip("only with CSI_S3_SOAK")
-	}
-}
-
 // figure is a suite's figure: that of a variable in the environment, for who wants a short run, or n.
 func figure(variable string, n int) int {
 	if text := os.Getenv(variable); text != "" {
