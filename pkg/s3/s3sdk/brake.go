@@ -22,34 +22,43 @@ type brake struct {
 	free   chan struct{} // guarded by mu: closed by a success; nil when nobody waits
 }
 
-// wait returns when a request may be sent, or ctx's error.
+// wait returns when a request may be sent, or ctx's error. A turn is taken when it has come, never ahead: who gives up
+// leaves none behind.
 func (k *brake) wait(ctx context.Context) error {
+	for {
+		free, rest := k.turn()
+		if rest <= 0 {
+			return nil
+		}
+		timer := time.NewTimer(rest)
+		select {
+		case <-timer.C:
+		case <-free:
+			timer.Stop()
+			return nil
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		}
+	}
+}
+
+// turn takes the next turn if it has come, and else returns how long it is until then and what a success closes.
+func (k *brake) turn() (<-chan struct{}, time.Duration) {
 	k.mu.Lock()
+	defer k.mu.Unlock()
 	if k.denied < freeDenials {
-		k.mu.Unlock()
-		return nil
+		return nil, 0
 	}
 	now := time.Now()
-	at := k.next
-	if at.Before(now) {
-		at = now
+	if rest := k.next.Sub(now); rest > 0 {
+		if k.free == nil {
+			k.free = make(chan struct{})
+		}
+		return k.free, rest
 	}
-	k.next = at.Add(min(maxGap, firstGap<<min(k.denied-freeDenials, 8)))
-	if k.free == nil {
-		k.free = make(chan struct{})
-	}
-	free := k.free
-	k.mu.Unlock()
-	timer := time.NewTimer(at.Sub(now))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-free:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	k.next = now.Add(min(maxGap, firstGap<<min(k.denied-freeDenials, 8)))
+	return nil, 0
 }
 
 // note takes an answer to account.

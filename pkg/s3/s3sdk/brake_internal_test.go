@@ -101,3 +101,29 @@ func TestBrakedRequestsCanBeGivenUp(t *testing.T) {
 		}
 	})
 }
+
+// Callers that give up while the keys are denied leave their turns behind: once the keys are good again nobody sends.
+func TestBrakeTurnsOfTheGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var k brake
+		for range 10 {
+			k.note(true)
+		}
+		for range 600 { // a caller a second... ten a second for a minute, each with 10 s of patience
+			go func() {
+				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+				defer cancel()
+				if k.wait(ctx) == nil {
+					k.note(true)
+				}
+			}()
+			time.Sleep(100 * time.Millisecond)
+		}
+		time.Sleep(20 * time.Second) // all are gone; from here on the server would grant everything
+		start := time.Now()
+		_ = k.wait(context.Background())
+		if d := time.Since(start); d > 5*time.Second {
+			t.Errorf("the next request, the only one, waited %v", d)
+		}
+	})
+}
