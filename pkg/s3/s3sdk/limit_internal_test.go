@@ -379,3 +379,19 @@ func TestVerdicts(t *testing.T) {
 		}
 	}
 }
+
+// Many removals under a condition at once leave the places of look-ups free.
+func TestConditionalDeletesAreWrites(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := virtual(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = c.Bucket("bkt").DeleteIf(ctx, "k", "tag") })
+		synctest.Wait()
+		if s := c.Stats(); s.Lookups.Busy != 0 || s.Writes.Busy != 1 {
+			t.Errorf("%+v", s)
+		}
+		cancel()
+		wg.Wait()
+	})
+}

@@ -204,7 +204,7 @@ func (b *bucket) Delete(ctx context.Context, key s3.Key) error {
 
 // DeleteIf implements s3.Bucket.
 func (b *bucket) DeleteIf(ctx context.Context, key s3.Key, match s3.ETag) error {
-	err := b.do(ctx, call{op: "delete", key: key, echo: s3.ErrPrecondition}, func(ctx context.Context, api *sdk.Client) error {
+	err := b.do(ctx, call{op: "delete", key: key, kind: writes, echo: s3.ErrPrecondition}, func(ctx context.Context, api *sdk.Client) error {
 		_, err := api.DeleteObject(ctx, &sdk.DeleteObjectInput{Bucket: &b.name, Key: aws.String(string(key)), IfMatch: quoted(match)})
 		return err
 	})
