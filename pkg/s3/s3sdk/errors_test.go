@@ -406,3 +406,14 @@ func TestCancelEndsACall(t *testing.T) {
 		t.Errorf("took %v", d)
 	}
 }
+
+// Some servers answer 404 to an If-Match on an absent key: of a copy, that says nothing about the source.
+func TestCopy404UnderAConditionIsOfTheDestination(t *testing.T) {
+	s := serve(t, func(w http.ResponseWriter, _ request, _ int) { fault(w, 404, "NoSuchKey") })
+	b := open(t, config(s.URL))
+	for cond, want := range map[s3.Condition]error{{IfMatch: "tag"}: s3.ErrPrecondition, {IfNoneMatch: true}: s3.ErrNotExist, {}: s3.ErrNotExist} {
+		if _, err := b.Copy(t.Context(), "src", "", "dst", nil, cond); !errors.Is(err, want) {
+			t.Errorf("%+v: %v, want %v", cond, err, want)
+		}
+	}
+}

@@ -159,7 +159,7 @@ func (b *bucket) Copy(ctx context.Context, src s3.Key, srcMatch s3.ETag, dst s3.
 		in.MetadataDirective, in.Metadata, in.ContentType = types.MetadataDirectiveReplace, attr.Meta, optional(attr.ContentType)
 	}
 	var info s3.Info
-	err := b.do(ctx, call{op: op, key: dst, kind: writes, long: true, echo: echo(cond)}, func(ctx context.Context, api *sdk.Client) error {
+	err := b.do(ctx, call{op: op, key: dst, kind: writes, long: true, settle: conditional(cond), echo: echo(cond)}, func(ctx context.Context, api *sdk.Client) error {
 		out, err := api.CopyObject(ctx, in)
 		if err != nil {
 			return err
