@@ -111,18 +111,28 @@ func (l *ledger) find(key s3.Key) *upload {
 	return nil
 }
 
-// idle takes all uploads that no task has.
+// idle are the uploads that no task has at the moment; take says whether that is still so.
 func (l *ledger) idle() []*upload {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var free []*upload
 	for _, n := range slices.Sorted(maps.Keys(l.open)) {
 		if u := l.open[n]; !u.busy {
-			u.busy = true
 			free = append(free, u)
 		}
 	}
 	return free
+}
+
+// take takes an upload unless a task has it or it is over.
+func (l *ledger) take(u *upload) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if u.busy || l.open[u.number] != u {
+		return false
+	}
+	u.busy = true
+	return true
 }
 
 // leave gives an upload back.

@@ -181,8 +181,7 @@ func (e *Executor) lost(ctx context.Context, u *upload) ([]s3.UploadID, error) {
 // sweep aborts the uploads of inodes that have nothing to send any more.
 func (e *Executor) sweep(ctx context.Context) {
 	for _, u := range e.ledger.idle() {
-		if n, _ := e.tree.Pending(u.ino, math.MaxUint64); n > 0 || ctx.Err() != nil {
-			e.ledger.leave(u)
+		if n, _ := e.tree.Pending(u.ino, math.MaxUint64); n > 0 || ctx.Err() != nil || !e.ledger.take(u) {
 			continue
 		}
 		e.abort(ctx, u)
