@@ -166,8 +166,8 @@ func (l *lease) start(ctx context.Context) {
 	go l.loop(ctx)
 }
 
-// close ends the keeping and gives the lease back if nothing is dirty. Nothing may be sent any more. With an ended ctx the
-// server is not told.
+// close ends the keeping and gives the lease back if nothing is dirty; otherwise the lease says dirty. Nothing may be sent
+// any more. With an ended ctx the server is not told.
 func (l *lease) close(ctx context.Context) {
 	if l.done != nil {
 		l.stop()
@@ -178,10 +178,18 @@ func (l *lease) close(ctx context.Context) {
 		l.lapse.Stop()
 	}
 	l.closed = true
-	release := l.held && l.lost == nil && ctx.Err() == nil
+	marked, tell := l.marked, l.held && l.lost == nil && ctx.Err() == nil
 	l.beatLocked()
 	l.mu.Unlock()
-	if n, _ := l.dirty(); n > 0 || !release {
+	n, _ := l.dirty()
+	if !tell || n > 0 && marked {
+		return
+	}
+	if n > 0 {
+		// The attempt that was to say so was cut off above, or had not begun.
+		if err := l.write(ctx, volmeta.LeaseDirty); err != nil && !errors.Is(err, errLeaseLost) {
+			l.log.Warn("the lease of the volume may say clean: another node may take the volume over", "volume", l.volume, "changes", n, "err", err)
+		}
 		return
 	}
 	if err := l.write(ctx, volmeta.LeaseReleased); err != nil && !errors.Is(err, errLeaseLost) {

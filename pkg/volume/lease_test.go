@@ -243,6 +243,33 @@ func TestDirtyLeaseNeverExpires(t *testing.T) {
 	})
 }
 
+// A mount that ends before its lease says dirty says so at the end: no other node takes over what was acknowledged.
+func TestLeaseOfAMountThatEndsEarly(t *testing.T) {
+	bubble(t, func(t *testing.T, b *s3mem.Bucket) {
+		a, other := newMember(t, b, "a").mounted(), newMember(t, b, "b")
+		other.spec.LeaseWait = 2 * leaseTTL
+		var asked atomic.Int32
+		a.faulty(func(op s3fault.Op) s3fault.Action {
+			if op.Name == "Put" && op.Key == volmeta.LeaseKey("") && asked.Add(1) == 1 {
+				return s3fault.Delay(time.Hour) // until the end cuts it off
+			}
+			return s3fault.Action{}
+		})
+		a.wrote("f", "hello")
+		synctest.Wait()
+		want(t, b, "a", 1, volmeta.LeaseClean)
+		a.end()
+		want(t, b, "a", 1, volmeta.LeaseDirty)
+		if err := other.mount(); !errors.Is(err, ErrHeld) {
+			t.Errorf("another node: %v", err)
+		}
+		a.mounted()
+		drained(t, a.core)
+		a.end()
+		want(t, b, "a", 2, volmeta.LeaseReleased)
+	})
+}
+
 // takeover=after-ttl takes a dirty lease over, once it did not change for its TTL.
 func TestTakeoverAfterTTL(t *testing.T) {
 	bubble(t, func(t *testing.T, b *s3mem.Bucket) {
