@@ -1,6 +1,7 @@
 package vfs_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -94,6 +95,29 @@ func TestFsyncToTheBucket(t *testing.T) {
 	v.flush()
 	v.ok(v.Fsync(ctx, root, ino, 0, false))
 	v.wantObjects("d/", "", "d/f", "two")
+}
+
+// TestFsyncAnnounces: an fsync that does not wait for the bucket is acknowledged when Announce is done, and fails with its error.
+func TestFsyncAnnounces(t *testing.T) {
+	heard, answer := 0, error(nil)
+	announce := func(context.Context) error { heard++; return answer }
+	v := newVolume(t, config{announce: announce})
+	v.mkdir("d")
+	ino := v.write("d/f", "one")
+	v.ok(v.Fsync(ctx, root, ino, 0, false))
+	v.ok(v.FsyncDir(ctx, root, v.ino("d")))
+	if heard != 2 {
+		t.Errorf("%d of 2 were announced", heard)
+	}
+	answer = context.Canceled
+	v.errno(v.Fsync(ctx, root, ino, 0, false), syscall.EINTR)
+	v.errno(v.FsyncDir(ctx, root, v.ino("d")), syscall.EINTR)
+	heard = 0
+	v = newVolume(t, config{policy: vfs.Policy{FsyncBucket: true}, announce: announce})
+	v.ok(v.Fsync(ctx, root, v.write("f", "one"), 0, false))
+	if heard != 0 {
+		t.Error("announced though the bucket has it")
+	}
 }
 
 // TestConflict: when somebody else changed an object that was changed here too, theirs keeps the name and ours is kept

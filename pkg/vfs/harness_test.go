@@ -52,6 +52,7 @@ type config struct {
 	patience  time.Duration
 	part      int64 // size of the parts of an upload, 0 is the default
 	admit     func(context.Context) error
+	announce  func(context.Context) error
 }
 
 // volume is a file system with all that is below it, on a bucket and a disk in memory, as package volume makes it.
@@ -189,7 +190,7 @@ func (v *volume) start() {
 	})
 	v.FS = vfs.New(vfs.Options{
 		Tree: v.tree, Store: v.store, Fetcher: v.fetcher, Executor: v.executor, Remote: v.remote, Policy: v.cfg.policy,
-		Admit: v.cfg.admit, Usage: v.usage, Log: slog.New(slog.DiscardHandler), Now: v.now,
+		Admit: v.cfg.admit, Announce: v.cfg.announce, Usage: v.usage, Log: slog.New(slog.DiscardHandler), Now: v.now,
 	})
 	v.SetInvalidator(v.notes)
 	if err := v.recover(); err != nil {

@@ -21,10 +21,23 @@ func (fs *FS) Fsync(ctx context.Context, _ Request, ino inode.Ino, h HandleID, _
 	if err := fs.tree.Sync(); err != nil {
 		return err
 	}
-	if !fs.policy.FsyncBucket && fs.executor.Halted() == nil {
-		return nil
+	if done, err := fs.kept(ctx); done || err != nil {
+		return err
 	}
 	return fs.flushInode(ctx, ino, h)
+}
+
+// kept says whether an fsync is over when all is durable on this node.
+func (fs *FS) kept(ctx context.Context) (bool, error) {
+	if fs.policy.FsyncBucket {
+		return false, nil
+	}
+	if fs.announce != nil {
+		if err := fs.announce(ctx); err != nil {
+			return false, err
+		}
+	}
+	return fs.executor.Halted() == nil, nil
 }
 
 // barrier makes what was written of a file survive a power cut, also when that is nothing.
@@ -48,8 +61,8 @@ func (fs *FS) FsyncDir(ctx context.Context, _ Request, _ inode.Ino) error {
 	if err := fs.tree.Sync(); err != nil {
 		return err
 	}
-	if !fs.policy.FsyncBucket && fs.executor.Halted() == nil {
-		return nil
+	if done, err := fs.kept(ctx); done || err != nil {
+		return err
 	}
 	ctx, cancel := fs.patience(ctx)
 	defer cancel()

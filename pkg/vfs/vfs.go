@@ -154,9 +154,12 @@ type Options struct {
 	Policy   Policy
 	// Admit is asked before each mutation, without locks; its error is the mutation's. nil: all are welcome.
 	Admit func(context.Context) error
-	Usage *Usage           // nil: counts from zero
-	Log   *slog.Logger     // nil: slog.Default
-	Now   func() time.Time // nil: time.Now
+	// Announce is asked by each fsync that does not wait for the bucket, when what it covers is durable on this node, without
+	// locks; its error is the fsync's. nil: nobody is to hear of it.
+	Announce func(context.Context) error
+	Usage    *Usage           // nil: counts from zero
+	Log      *slog.Logger     // nil: slog.Default
+	Now      func() time.Time // nil: time.Now
 }
 
 // FS is one mounted volume's file system. All methods are safe for concurrent use and take their deadline and
@@ -169,6 +172,7 @@ type FS struct {
 	remote   *Remote
 	policy   Policy
 	admit    func(context.Context) error
+	announce func(context.Context) error
 	usage    *Usage
 	log      *slog.Logger
 	now      func() time.Time
@@ -187,7 +191,7 @@ type FS struct {
 func New(opt Options) *FS {
 	fs := &FS{
 		tree: opt.Tree, store: opt.Store, fetcher: opt.Fetcher, executor: opt.Executor, remote: opt.Remote,
-		policy: opt.Policy, admit: opt.Admit, usage: opt.Usage, log: opt.Log, now: opt.Now,
+		policy: opt.Policy, admit: opt.Admit, announce: opt.Announce, usage: opt.Usage, log: opt.Log, now: opt.Now,
 	}
 	if fs.policy.Access == ReadOnlyMany {
 		fs.policy.ReadOnly = true

@@ -142,11 +142,11 @@ func assemble(fsys disk.FS, id identity, spec Spec) *core {
 	}
 	c.conditions = s3probe.NewGuard(watched{spec.Bucket, c.health})
 	c.bucket = c.conditions
-	var admit func(context.Context) error
+	var admit, announce func(context.Context) error
 	sent := c.bucket
 	if policy.Access != vfs.ReadWriteMany && policy.Access != vfs.ReadOnlyMany && !policy.ReadOnly {
 		c.lease = c.newLease(spec)
-		admit, sent = c.lease.admit, fenced{c.bucket, c.lease}
+		admit, announce, sent = c.lease.admit, c.lease.announce, fenced{c.bucket, c.lease}
 	}
 	dirMode := uint32(o.DirMode.Perm())
 	if o.DirMode&os.ModeSetgid != 0 {
@@ -172,7 +172,7 @@ func assemble(fsys disk.FS, id identity, spec Spec) *core {
 	c.executor = writeback.New(c.tree, c.store, c.fetcher, sent, w)
 	c.fs = vfs.New(vfs.Options{
 		Tree: c.tree, Store: c.store, Fetcher: c.fetcher, Executor: c.executor, Remote: c.remote,
-		Policy: policy, Admit: admit, Usage: c.usage, Log: spec.Log,
+		Policy: policy, Admit: admit, Announce: announce, Usage: c.usage, Log: spec.Log,
 	})
 	return c
 }

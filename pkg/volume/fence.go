@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/csi-s3/csi-s3/pkg/s3"
+	"github.com/csi-s3/csi-s3/pkg/vfs"
 )
 
 // fenced is a bucket that is changed only while the lease is held. Requests that may change it wait for the lease, fail with
@@ -146,4 +148,64 @@ func (f fenced) AbortUpload(ctx context.Context, key s3.Key, id s3.UploadID) err
 		return struct{}{}, f.Bucket.AbortUpload(ctx, key, id)
 	})
 	return err
+}
+
+// admit is asked before each change of the volume. Where the lease lapsed, others may have it: the change waits until that
+// is known, but not for a server that does not answer.
+func (l *lease) admit(ctx context.Context) error {
+	l.mu.Lock()
+	l.wanted = true
+	refused, open := l.lost, l.openLocked()
+	wait := !l.held || l.now() >= l.until
+	wait = wait && l.failed == 0
+	tried := l.tried
+	l.mu.Unlock()
+	if refused == nil && !open {
+		l.kick()
+	}
+	if refused == nil && wait {
+		timer := time.NewTimer(admitWait)
+		defer timer.Stop()
+		select {
+		case <-tried:
+		case <-timer.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		l.mu.Lock()
+		refused = l.lost
+		l.mu.Unlock()
+	}
+	if refused != nil {
+		return fmt.Errorf("%w: %w", vfs.ErrReadOnly, refused)
+	}
+	return nil
+}
+
+// announce is asked when changes are durable on this node, before that is acknowledged. It returns when the lease says
+// dirty, so that no other node takes the volume over without them; but it does not wait for a server that does not answer.
+func (l *lease) announce(ctx context.Context) error {
+	if n, _ := l.dirty(); n == 0 {
+		return nil
+	}
+	timer := time.NewTimer(admitWait)
+	defer timer.Stop()
+	for {
+		l.mu.Lock()
+		l.wanted = true // also where it says dirty: an attempt that has not seen the changes may be about to say clean
+		over := l.marked || l.failed > 0 || l.lost != nil || l.closed
+		tried := l.tried
+		l.mu.Unlock()
+		if over {
+			return nil
+		}
+		l.kick()
+		select {
+		case <-tried:
+		case <-timer.C:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }

@@ -13,7 +13,6 @@ import (
 
 	"github.com/csi-s3/csi-s3/pkg/config"
 	"github.com/csi-s3/csi-s3/pkg/s3"
-	"github.com/csi-s3/csi-s3/pkg/vfs"
 	"github.com/csi-s3/csi-s3/pkg/volmeta"
 )
 
@@ -34,7 +33,7 @@ const (
 	maxPause = 5 * time.Second
 	// leasePoll is how often it looks meanwhile.
 	leasePoll = time.Second
-	// admitWait is how long a change waits for a lease that had lapsed.
+	// admitWait is how long a change waits for a lease that had lapsed, and an fsync for one that says clean.
 	admitWait = 5 * time.Second
 )
 
@@ -205,16 +204,28 @@ func (l *lease) loop(ctx context.Context) {
 			_ = l.attempt(ctx) // noted, and repeated
 			continue
 		}
-		timer := time.NewTimer(max(wait, 0))
 		if !due {
-			timer.Stop()
+			wait = leaseRenew
 		}
+		timer := time.NewTimer(max(wait, 0))
 		select {
 		case <-l.kicked:
 		case <-timer.C:
+			if !due {
+				l.look()
+			}
 		case <-ctx.Done():
 		}
 		timer.Stop()
+	}
+}
+
+// look finds changes that got into the journal so long after admit that the lease says clean again.
+func (l *lease) look() {
+	if n, _ := l.dirty(); n > 0 {
+		l.mu.Lock()
+		l.wanted = true
+		l.mu.Unlock()
 	}
 }
 
@@ -434,38 +445,6 @@ func (l *lease) kick() {
 
 // openLocked says that something may be sent now.
 func (l *lease) openLocked() bool { return l.marked && l.now() < l.until }
-
-// admit is asked before each change of the volume. Where the lease lapsed, others may have it: the change waits until that
-// is known, but not for a server that does not answer.
-func (l *lease) admit(ctx context.Context) error {
-	l.mu.Lock()
-	l.wanted = true
-	refused, open := l.lost, l.openLocked()
-	wait := !l.held || l.now() >= l.until
-	wait = wait && l.failed == 0
-	tried := l.tried
-	l.mu.Unlock()
-	if refused == nil && !open {
-		l.kick()
-	}
-	if refused == nil && wait {
-		timer := time.NewTimer(admitWait)
-		defer timer.Stop()
-		select {
-		case <-tried:
-		case <-timer.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		l.mu.Lock()
-		refused = l.lost
-		l.mu.Unlock()
-	}
-	if refused != nil {
-		return fmt.Errorf("%w: %w", vfs.ErrReadOnly, refused)
-	}
-	return nil
-}
 
 // state is for Status.
 func (l *lease) state() (epoch uint64, state string) {

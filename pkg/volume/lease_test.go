@@ -270,6 +270,122 @@ func TestLeaseOfAMountThatEndsEarly(t *testing.T) {
 	})
 }
 
+// An fsync is acknowledged when the lease says dirty; while the server does not answer it waits a few seconds once, and is
+// interruptible. One of a file that the bucket has asks for nothing.
+func TestFsyncWaitsForTheLease(t *testing.T) {
+	bubble(t, func(t *testing.T, b *s3mem.Bucket) {
+		a := newMember(t, b, "a")
+		a.spec.Options.Settle = time.Hour
+		a.mounted()
+		slow := func(d time.Duration) {
+			a.faulty(func(op s3fault.Op) s3fault.Action {
+				if op.Name == "Put" && op.Key == volmeta.LeaseKey("") {
+					return s3fault.Delay(d)
+				}
+				return s3fault.Action{}
+			})
+		}
+		fsync := func(ctx context.Context) (took time.Duration, err error) {
+			e, err := a.fs.Lookup(t.Context(), who, inode.Root, "f")
+			if err != nil {
+				t.Fatal(err)
+			}
+			begun := time.Now()
+			err = a.fs.Fsync(ctx, who, e.Attr.Ino, 0, false)
+			return time.Since(begun), err
+		}
+		slow(2 * time.Second)
+		a.wrote("f", "hello")
+		if took, err := fsync(t.Context()); err != nil || took != 2*time.Second {
+			t.Errorf("%v after %v", err, took)
+		}
+		want(t, b, "a", 1, volmeta.LeaseDirty)
+		drained(t, a.core)
+		time.Sleep(3 * leaseRenew)
+		want(t, b, "a", 1, volmeta.LeaseClean)
+		before := record(t, b).Serial
+		if took, err := fsync(t.Context()); err != nil || took != 0 {
+			t.Errorf("nothing to save: %v after %v", err, took)
+		}
+		time.Sleep(3 * leaseRenew)
+		if record(t, b).Serial != before {
+			t.Error("an fsync of what the bucket has wrote the lease")
+		}
+
+		time.Sleep(leaseTTL)
+		a.wrote("f", "other")
+		drained(t, a.core)
+		time.Sleep(3 * leaseRenew)
+		slow(time.Hour)
+		a.wrote("f", "again")
+		ended, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if took, err := fsync(ended); !errors.Is(err, context.DeadlineExceeded) || took != time.Second {
+			t.Errorf("interrupted: %v after %v", err, took)
+		}
+		if took, err := fsync(t.Context()); err != nil || took > admitWait {
+			t.Errorf("without the server: %v after %v", err, took)
+		}
+		time.Sleep(2 * leaseTry)
+		if took, err := fsync(t.Context()); err != nil || took != 0 {
+			t.Errorf("the server is known to be away: %v after %v", err, took)
+		}
+		a.script.Store(nil)
+		drained(t, a.core)
+		a.end()
+	})
+}
+
+// A change that is made long after it was admitted is in the lease all the same, and no attempt that looked before it was
+// made says clean after its fsync.
+func TestLateChangeIsInTheLease(t *testing.T) {
+	bubble(t, func(t *testing.T, b *s3mem.Bucket) {
+		a := newMember(t, b, "a")
+		a.spec.Options.Settle = time.Hour // nothing is sent by itself
+		a.mounted()
+		var late atomic.Int32
+		var looking atomic.Pointer[func()]
+		a.lease.dirty = func() (int, int64) { // the bytes are nobody's; the changes are in the journal or not
+			n := int(late.Load())
+			if f := looking.Swap(nil); f != nil {
+				(*f)()
+			}
+			return n, 0
+		}
+		if err := a.lease.admit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3*leaseRenew + time.Second)
+		want(t, b, "a", 1, volmeta.LeaseClean)
+		late.Store(1)
+		time.Sleep(3 * leaseRenew)
+		want(t, b, "a", 1, volmeta.LeaseDirty)
+		late.Store(0)
+		time.Sleep(3 * leaseRenew)
+		want(t, b, "a", 1, volmeta.LeaseClean)
+
+		if err := a.lease.admit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		want(t, b, "a", 1, volmeta.LeaseDirty)
+		change := func() {
+			late.Store(1)
+			if err := a.lease.announce(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		looking.Store(&change) // for the renewal
+		time.Sleep(leaseRenew)
+		if late.Load() != 1 {
+			t.Fatal("the test tested nothing")
+		}
+		want(t, b, "a", 1, volmeta.LeaseDirty)
+		late.Store(0)
+		a.end()
+	})
+}
+
 // takeover=after-ttl takes a dirty lease over, once it did not change for its TTL.
 func TestTakeoverAfterTTL(t *testing.T) {
 	bubble(t, func(t *testing.T, b *s3mem.Bucket) {
