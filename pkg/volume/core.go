@@ -194,8 +194,13 @@ func (c *core) newLease(spec Spec) *lease {
 			if c.identity.Leased {
 				return nil
 			}
-			c.identity.Leased = true
-			return c.identity.store(c.disk)
+			id := c.identity
+			id.Leased = true
+			if err := id.store(c.disk); err != nil {
+				return err
+			}
+			c.identity = id
+			return nil
 		},
 		forfeit: c.forfeit,
 	}

@@ -71,6 +71,7 @@ type lease struct {
 	remember     func() error                      // makes it durable that the cache has held the lease
 	forfeit      func(error)                       // hears that the lease is lost
 
+	noted  bool // remember has succeeded; of the attempts, which come one after the other
 	stale  bool // the cache had changes when it was opened, and it has held the lease before
 	stop   context.CancelFunc
 	kicked chan struct{} // room for one
@@ -92,7 +93,6 @@ type lease struct {
 	err     error                              // guarded by mu: of the last attempt
 	lost    error                              // guarded by mu
 	closed  bool                               // guarded by mu
-	noted   bool                               // guarded by mu: remember was called
 	request uint64                             // guarded by mu: number of the last request
 	running map[uint64]context.CancelCauseFunc // guarded by mu
 	lapse   *time.Timer                        // guarded by mu: breaks off what runs; nil before the lease was held
@@ -259,15 +259,12 @@ func (l *lease) attempt(ctx context.Context) error {
 	}
 	l.mu.Unlock()
 	err := l.write(ctx, state)
-	l.mu.Lock()
-	first := err == nil && !l.noted
-	l.noted = l.noted || first
-	l.mu.Unlock()
-	if first {
-		// Without the note the next start cannot go on while the server is away, which is no reason to stop now.
-		if err := l.remember(); err != nil {
-			l.log.Error("cannot note that the cache has held the lease", "volume", l.volume, "err", err)
+	if err == nil && !l.noted {
+		// Without the note a later start could neither go on while the server is away nor see that another node followed.
+		if err = l.remember(); err != nil {
+			err = fmt.Errorf("cannot note in the cache that it has held the lease of the volume: %w", err)
 		}
+		l.noted = err == nil
 	}
 	l.note(ctx, err, was || state == volmeta.LeaseDirty)
 	return err

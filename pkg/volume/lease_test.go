@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/csi-s3/csi-s3/pkg/disk/diskfault"
 	"github.com/csi-s3/csi-s3/pkg/disk/diskmem"
 	"github.com/csi-s3/csi-s3/pkg/inode"
 	"github.com/csi-s3/csi-s3/pkg/s3"
@@ -712,6 +713,31 @@ func TestMountWhileTheServerIsAway(t *testing.T) {
 		}
 		a.end()
 		other.end()
+	})
+}
+
+// A mount whose disk cannot note that the cache has held the lease fails with the disk's error, and gives the lease back.
+func TestLeaseThatCannotBeNoted(t *testing.T) {
+	bubble(t, func(t *testing.T, b *s3mem.Bucket) {
+		a := newMember(t, b, "a")
+		var full atomic.Bool
+		c, err := openOn(diskfault.New(a.disk, func(op diskfault.Op) error {
+			if full.Load() && op.Name == "Rename" {
+				return syscall.ENOSPC
+			}
+			return nil
+		}), "first", a.spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		full.Store(true)
+		if err := c.acquire(t.Context(), 0); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("mounted: %v", err)
+		}
+		full.Store(false)
+		closed(t, c)
+		want(t, b, "a", 1, volmeta.LeaseReleased)
+		a.mounted().end()
 	})
 }
 
