@@ -157,22 +157,46 @@ func before(key s3.Key) s3.Key {
 // that stands there is put aside first: nothing of others is overwritten.
 func (e *Executor) bring(ctx context.Context, k *namespace.Task, o s3.Info, there *s3.Info) (s3.Info, error) {
 	dst := destination(k, o.Key)
-	cond := s3.Condition{IfNoneMatch: true, Compared: true}
-	switch {
-	case there == nil:
-	case there.Size == o.Size && there.ETag == o.ETag:
-		return *there, nil
-	case there.Size != o.Size:
-		aside := dst + s3.Key(fmt.Sprintf(".conflict-%.8s", there.ETag))
-		e.log.Warn("an object stands where a directory moves to", "key", string(dst), "kept", string(aside))
-		if _, err := e.duplicate(ctx, *there, aside, s3.Condition{}); err != nil && !errors.Is(err, s3.ErrNotExist) {
-			return s3.Info{}, err
-		}
-		fallthrough
-	default:
-		cond = s3.Condition{IfMatch: there.ETag, Compared: true}
+	if there == nil {
+		return e.duplicate(ctx, o, dst, s3.Condition{IfNoneMatch: true, Compared: true})
 	}
-	return e.duplicate(ctx, o, dst, cond)
+	made, err := e.madeOf(ctx, o, *there)
+	switch {
+	case errors.Is(err, s3.ErrNotExist):
+		// One of the two went meanwhile: the next attempt lists them anew.
+		return s3.Info{}, fmt.Errorf("%q or its source went: %w", string(dst), s3.ErrUnavailable)
+	case err != nil:
+		return s3.Info{}, err
+	case made:
+		return *there, nil
+	}
+	aside := dst + s3.Key(fmt.Sprintf(".conflict-%.8s", there.ETag))
+	e.log.Warn("an object stands where a directory moves to", "key", string(dst), "kept", string(aside))
+	if _, err := e.duplicate(ctx, *there, aside, s3.Condition{}); err != nil && !errors.Is(err, s3.ErrNotExist) {
+		return s3.Info{}, err
+	}
+	return e.duplicate(ctx, o, dst, s3.Condition{IfMatch: there.ETag, Compared: true})
+}
+
+// madeOf says that an object at a destination is the copy of its source as both were listed. Where the ETags differ,
+// what a copy of the source would be marked with is looked for.
+func (e *Executor) madeOf(ctx context.Context, o, there s3.Info) (bool, error) {
+	if o.Size != there.Size || o.ETag == there.ETag {
+		return o.Size == there.Size, nil
+	}
+	src, err := persist(ctx, func() (s3.Info, error) { return e.bucket.Head(ctx, o.Key) })
+	if err != nil {
+		return false, err
+	}
+	found, err := persist(ctx, func() (s3.Info, error) { return e.bucket.Head(ctx, there.Key) })
+	if err != nil {
+		return false, err
+	}
+	if src.ETag != o.ETag || found.ETag != there.ETag {
+		return false, nil
+	}
+	id := e.tree.Marked(src).Meta[namespace.MetaWriteID]
+	return id != "" && found.Meta[namespace.MetaWriteID] == id, nil
 }
 
 // duplicate copies an object with its attributes. A condition that an unacknowledged attempt of its own breaks is an

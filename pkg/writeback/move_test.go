@@ -148,6 +148,30 @@ func TestMoveUnderOthers(t *testing.T) {
 	}
 }
 
+// Another's object of the very size of ours, where a directory moves to, is kept too.
+func TestMoveOntoSameSize(t *testing.T) {
+	r := newRig(t, small)
+	rest := r.fill("old/", 40)
+	theirs := strings.Repeat("T", len("sub-1/file-0001"))
+	r.put("new/sub-1/file-0001", []byte(theirs))
+	r.learnDir("old")
+	r.ok(r.tree.Rename(namespace.Op{}, inode.Root, "old", inode.Root, "new", 0))
+	r.flush()
+	for _, k := range rest {
+		r.holds("new/"+k, []byte(k))
+	}
+	r.wantBelow("old/", nil)
+	r.wantSomewhere(theirs)
+}
+
+// wantSomewhere looks for an object with these bytes, whatever its key.
+func (r *rig) wantSomewhere(want string) {
+	r.t.Helper()
+	if !slices.ContainsFunc(r.keys(), func(k string) bool { return string(r.get(k)) == want }) {
+		r.t.Errorf("the other's object %q is nowhere", want)
+	}
+}
+
 // Files that were changed in a moved directory go with it, each by its own upload.
 func TestMoveWithChanges(t *testing.T) {
 	r := newRig(t, small)
