@@ -202,7 +202,7 @@ func (c *core) newLease(spec Spec) *lease {
 			c.identity = id
 			return nil
 		},
-		forfeit: c.forfeit,
+		forfeit: c.forfeit, unguarded: c.unguarded,
 	}
 	l.init()
 	return l
@@ -229,6 +229,13 @@ func (c *core) forfeit(why error) {
 	}
 	c.tell(ReasonLeaseLost, "%v: the mount on this node takes no more changes, and %d changes with %d bytes stay in its cache; stop it and save them with 'csi-s3 recover %s --to DIRECTORY'",
 		why, w.Queue, w.DirtyBytes, c.lease.dir)
+}
+
+// unguarded hears that changes are taken though the lease in the bucket does not say so, and not for want of time.
+func (c *core) unguarded(why error) {
+	c.log.Warn("changes are taken while the lease of the volume cannot be had: a node that reaches the bucket may take the volume over without them",
+		"volume", c.id, "err", why)
+	c.tell(ReasonUnguarded, "the bucket cannot be reached to say that this node has changes again: they are kept here, but a node that does reach it may take the volume over without them, and then they stay in the cache %s for 'csi-s3 recover'", c.lease.dir)
 }
 
 // conflict hears that somebody else's object took a file's name.

@@ -179,6 +179,14 @@ func (l *lease) admit(ctx context.Context) error {
 	if refused != nil {
 		return fmt.Errorf("%w: %w", vfs.ErrReadOnly, refused)
 	}
+	l.mu.Lock()
+	tell := !l.marked && (!l.held || l.now() >= l.until) && !l.warned
+	l.warned = l.warned || tell
+	why := l.err
+	l.mu.Unlock()
+	if tell {
+		l.unguarded(why)
+	}
 	return nil
 }
 

@@ -25,6 +25,7 @@ const (
 	ReasonUnavailable Reason = "BucketUnavailable" // changes wait for more than a minute for a server that does not answer
 	ReasonUndelivered Reason = "UploadsFailing"    // the same, for a server that refuses them
 	ReasonHeld        Reason = "HeldElsewhere"     // the volume is not mounted here, since another node has changes of it
+	ReasonUnguarded   Reason = "LeaseLapsed"       // changes are taken while the server is away, and the lease does not say so
 	ReasonLeaseLost   Reason = "LeaseLost"         // another node took the volume over; what is not in the bucket stays in the cache
 )
 

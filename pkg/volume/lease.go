@@ -70,6 +70,7 @@ type lease struct {
 	dirty        func() (changes int, bytes int64) // that the bucket does not have
 	remember     func() error                      // makes it durable that the cache has held the lease
 	forfeit      func(error)                       // hears that the lease is lost
+	unguarded    func(error)                       // hears that changes are taken that another node may overtake
 
 	noted  bool // remember has succeeded; of the attempts, which come one after the other
 	stale  bool // the cache had changes when it was opened, and it has held the lease before
@@ -93,6 +94,7 @@ type lease struct {
 	err     error                              // guarded by mu: of the last attempt
 	lost    error                              // guarded by mu
 	closed  bool                               // guarded by mu
+	warned  bool                               // guarded by mu: unguarded was called since the lease was last held
 	request uint64                             // guarded by mu: number of the last request
 	running map[uint64]context.CancelCauseFunc // guarded by mu
 	lapse   *time.Timer                        // guarded by mu: breaks off what runs; nil before the lease was held
@@ -364,7 +366,7 @@ func (l *lease) took(r volmeta.Lease, tag s3.ETag, began time.Duration, err erro
 		}
 		return
 	}
-	l.held, l.marked = true, r.State == volmeta.LeaseDirty
+	l.held, l.warned, l.marked = true, false, r.State == volmeta.LeaseDirty
 	l.until, l.renewAt = began+leaseTTL-leaseMargin, began+leaseRenew
 	if l.lapse == nil {
 		l.lapse = time.AfterFunc(l.until-l.now(), l.lapsed)

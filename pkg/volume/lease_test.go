@@ -559,6 +559,52 @@ func TestIdleMountOvertaken(t *testing.T) {
 	})
 }
 
+// Changes of a mount whose lease lapsed are taken while the server is away; a person hears once for each such time that
+// another node may overtake them. Nobody hears of a mount that had unsaved changes before: its lease says so.
+func TestIdleMountWithoutTheServer(t *testing.T) {
+	bubble(t, func(t *testing.T, b *s3mem.Bucket) {
+		a := newMember(t, b, "a").mounted()
+		away := func(op s3fault.Op) s3fault.Action { // but for what looks a name up, which would wait
+			if op.Name == "Put" || op.Key == volmeta.LeaseKey("") {
+				return s3fault.FailBefore(nil)
+			}
+			return s3fault.Action{}
+		}
+		times := func(want int) {
+			t.Helper()
+			if n := strings.Count(a.told(), string(ReasonUnguarded)); n != want {
+				t.Errorf("told %d times, want %d: %s", n, want, a.told())
+			}
+		}
+		a.wrote("f", "hello")
+		time.Sleep(time.Second)
+		want(t, b, "a", 1, volmeta.LeaseDirty)
+		a.faulty(away)
+		time.Sleep(2 * leaseTTL)
+		a.wrote("f", "HELLO")
+		times(0)
+		a.script.Store(nil)
+		drained(t, a.core)
+		for n := range 2 {
+			time.Sleep(3 * leaseTTL)
+			want(t, b, "a", 1, volmeta.LeaseClean)
+			times(n)
+			a.faulty(away)
+			for i := range 3 {
+				a.wrote("f", fmt.Sprint("again", i))
+				time.Sleep(time.Second)
+			}
+			times(n + 1)
+			a.script.Store(nil)
+			drained(t, a.core)
+		}
+		if !strings.Contains(a.told(), "/cache/of/a") {
+			t.Errorf("told: %s", a.told())
+		}
+		a.end()
+	})
+}
+
 // When the lease cannot be renewed, nothing begins after TTL less the margin, what runs is broken off by then, and all goes on
 // when the server is back.
 func TestFenceClosesInTime(t *testing.T) {
