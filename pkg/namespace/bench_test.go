@@ -118,6 +118,9 @@ func (b *bench) begin() bool {
 		return false
 	}
 	b.log("task %d of %d: %q %q to %q, attempt %d, source %v", k.Verb, k.Ino, k.Key, k.SrcPrefix, k.DstPrefix, k.Attempts, k.Source)
+	if src, dst := string(k.SrcPrefix), string(k.DstPrefix); dst != "" && (strings.HasPrefix(src, dst) || strings.HasPrefix(dst, src)) {
+		b.fail("task %d of %d has no end: %q lies in %q, or the reverse\n%s", k.Verb, k.Ino, src, dst, b.tree.Waiting())
+	}
 	r := &running{task: k}
 	r.step, r.stop = iter.Pull(func(yield func(struct{}) bool) { b.perform(k, func() bool { return yield(struct{}{}) }) })
 	b.running = append(b.running, r)

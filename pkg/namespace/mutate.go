@@ -401,7 +401,7 @@ func (t *tree) leavePlace(n *node) {
 func (t *tree) copies(n *node, origin s3.Key) []s3.Key {
 	var at []s3.Key
 	for d := range t.moved {
-		if d != n && d.heading != "" && origin != d.origin && isUnder(origin, d.origin) {
+		if d != n && d.heading != "" && d.origin != "" && origin != d.origin && isUnder(origin, d.origin) {
 			at = append(at, d.heading+origin[len(d.origin):])
 		}
 	}
