@@ -29,7 +29,7 @@ conformance: ## csi-sanity, POSIX tests and the S3 suite on real servers and mou
 	cd test/s3 && $(GO) test -race -timeout 20m ./...
 
 chaos: ## the real process is killed, loses its power and its network, again and again; part of test; needs root
-	cd test/chaos && $(GO) test -race -count=1 -v -timeout 20m .
+	cd test/chaos && $(GO) test -race -count=1 -v -timeout 40m .
 
 sim: ## 10,000 lives of a volume in virtual time, with faults and crashes from a seed
 	cd pkg/volume && CSI_S3_SIM_SEEDS=10000 $(GO) test -count=1 -v -timeout 30m -run 'TestSimulation$$' .
@@ -49,7 +49,7 @@ test: ## all tests of all modules, with the race detector; as root with /dev/fus
 	for dir in . $(NESTED); do \
 	  [ -n "$$(cd "$$dir" && $(GO) list ./... 2>/dev/null)" ] || continue; \
 	  echo "== go test $$dir"; \
-	  (cd "$$dir" && $(GO) test -race -timeout 20m $$(case "$$dir" in test/conformance|test/chaos) echo -count=1;; esac) ./...) 2>&1 | tee -a "$$log" || status=$$?; \
+	  (cd "$$dir" && $(GO) test -race -timeout 40m $$(case "$$dir" in test/conformance|test/chaos) echo -count=1;; esac) ./...) 2>&1 | tee -a "$$log" || status=$$?; \
 	done; \
 	echo "== result"; grep -E '^(ok|FAIL|---|panic:)' "$$log" | tail -n 60 || true; \
 	exit $$status

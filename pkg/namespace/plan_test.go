@@ -480,7 +480,7 @@ func lives(seed uint64) (err error) {
 // had; bytes that only the bucket has are there when they are read; in the end the bucket is what was made of it.
 // CSI_S3_PLAN_SEED=N lives one life, CSI_S3_PLAN_SEEDS=N lives so many.
 func TestPlan(t *testing.T) {
-	first, seeds := uint64(0), uint64(1000)
+	first, seeds := uint64(0), uint64(5000)
 	for name, v := range map[string]*uint64{"CSI_S3_PLAN_SEED": &first, "CSI_S3_PLAN_SEEDS": &seeds} {
 		if text := os.Getenv(name); text != "" {
 			n, err := strconv.ParseUint(text, 10, 64)

@@ -325,5 +325,5 @@ func TestKill(t *testing.T) {
 	}
 	nothingLeft(t)
 	r := newRig(t, "settle=20ms")
-	r.run(r.points(), figuresOr(figures{200, 1, 60, 4 * time.Minute}, figures{1000, 12, 0, 2 * time.Hour}))
+	r.run(r.points(), figuresOr(figures{200, 1, 200, 7 * time.Minute}, figures{1000, 12, 0, 2 * time.Hour}))
 }

@@ -56,7 +56,7 @@ func ownMounts(t *testing.T, needs ...string) bool {
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	timeout := "10m"
+	timeout := "18m"
 	if soak() {
 		timeout = "3h"
 	}
