@@ -380,18 +380,22 @@ func (t *tree) leavePlace(n *node) {
 		return
 	}
 	origin := t.origins(n)
-	places := []s3.Key{t.wantPrefix(n)}
-	if p, ok := t.remotePrefix(n.links[0].dir); ok {
-		places = append(places, p+s3.Key(n.links[0].name)+"/") // where its parent came from
-	}
-	for _, place := range places {
-		// Where another directory has left, or is on its way, it sees to all that is there.
+	leave := func(place s3.Key, seen func(prefix s3.Key) bool) {
 		others := func(d *node) bool {
-			over := func(prefix s3.Key) bool { return prefix != "" && isUnder(place, prefix) }
-			return slices.ContainsFunc(d.purges, func(p purge) bool { return over(p.src) }) || (over(d.origin) || over(d.heading)) && !n.inside(d)
+			return slices.ContainsFunc(d.purges, func(p purge) bool { return seen(p.src) }) || (seen(d.origin) || seen(d.heading)) && !n.inside(d)
 		}
 		if place != origin && (t.under[place] > 0 || t.leftBelow(place)) && !t.anyMoved(others) {
 			n.purges = append(n.purges, purge{src: place})
+		}
+	}
+	// Where another directory has left, or is on its way, it sees to all that is there.
+	want := t.wantPrefix(n)
+	leave(want, func(prefix s3.Key) bool { return prefix != "" && isUnder(want, prefix) })
+	if p, ok := t.remotePrefix(n.links[0].dir); ok {
+		// Where its parent is looked for, one that sees to a place further up does not hide this one.
+		there := p + s3.Key(n.links[0].name) + "/"
+		if there != want {
+			leave(there, func(prefix s3.Key) bool { return prefix == there })
 		}
 	}
 	t.noteMoved(n)

@@ -28,10 +28,11 @@ type entry struct {
 // world is a bench with what programs have done to it.
 type world struct {
 	*bench
-	names   map[string]*entry // by path; those of directories have a slash at their end
-	all     []*entry
-	open    map[inode.Ino]*entry // one handle each
-	version int
+	names    map[string]*entry // by path; those of directories have a slash at their end
+	all      []*entry
+	open     map[inode.Ino]*entry // one handle each
+	version  int
+	restless bool // its directories go to and fro
 }
 
 func newWorld(seed uint64) *world {
@@ -41,6 +42,7 @@ func newWorld(seed uint64) *world {
 	}
 	w.faults = []int{0, 3, 10}[w.rnd.IntN(3)]
 	w.changed = w.check
+	w.restless = w.rnd.IntN(2) == 0
 	for _, dir := range []string{"a/", "b/", "a/c/"}[:w.rnd.IntN(4)] {
 		if w.rnd.IntN(2) == 0 || dir == "a/" {
 			w.there(dir, "")
@@ -191,7 +193,7 @@ func directory(_ string, e *entry) bool { return e.dir }
 // fresh is a name that does not exist, in some directory.
 func (w *world) fresh(dir bool) string {
 	parent := w.pick(directory)
-	if w.rnd.IntN(3) == 0 || strings.Count(parent, "/") > 2 {
+	if w.rnd.IntN(3) == 0 || strings.Count(parent, "/") > 4 {
 		parent = ""
 	}
 	name := fmt.Sprint(parent, string("abf"[w.rnd.IntN(3)]))
@@ -207,7 +209,11 @@ func (w *world) fresh(dir bool) string {
 // mutate does one thing that programs do.
 func (w *world) mutate() {
 	f, d := w.pick(file), w.pick(directory)
-	switch k := w.rnd.IntN(30); {
+	k := w.rnd.IntN(30)
+	if w.restless && w.rnd.IntN(2) == 0 {
+		k = 18 + w.rnd.IntN(8)
+	}
+	switch {
 	case k < 5:
 		w.create(w.fresh(false))
 	case k < 9 && f != "":
@@ -415,7 +421,7 @@ func (w *world) letGo() {
 
 // live does many things in any order, and then compares the bucket with the model.
 func (w *world) live() {
-	for range 20 + w.rnd.IntN(200) {
+	for range 20 + w.rnd.IntN(400) {
 		w.now = w.now.Add(time.Duration(w.rnd.IntN(4)) * time.Millisecond)
 		switch k := w.rnd.IntN(100); {
 		case k < 35:

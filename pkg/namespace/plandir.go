@@ -152,6 +152,10 @@ func (t *tree) canMove(n *node, dst s3.Key) bool {
 		crosses := func(prefix s3.Key) bool {
 			return prefix != "" && (overlap(prefix, dst) || !inside && overlap(prefix, n.origin))
 		}
+		if inside && crosses(d.heading) {
+			t.askAway(d, n) // it waits for n to be there first
+			return false
+		}
 		if crosses(d.heading) || slices.ContainsFunc(d.purges, func(p purge) bool { return first(p) && (crosses(p.src) || crosses(p.dst)) }) {
 			return false
 		}
@@ -200,7 +204,7 @@ func (t *tree) clearBelow(prefix s3.Key, n *node, all, overwrite bool) bool {
 	}
 	free := true
 	for key, m := range t.owner {
-		if m == n || !isUnder(key, prefix) || overwrite && key == prefix {
+		if m == n && !all || !isUnder(key, prefix) || overwrite && key == prefix {
 			continue
 		}
 		if (all || m.inside(n)) && slices.Contains(t.wantKeys(m), key) {
