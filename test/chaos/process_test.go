@@ -2,6 +2,7 @@ package chaos_test
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -63,13 +64,19 @@ func ownMounts(t *testing.T, needs ...string) bool {
 	c := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.timeout="+timeout, "-test.v")
 	c.Env = append(os.Environ(), inNamespace+"=1")
 	c.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	out, err := c.CombinedOutput()
-	if err != nil || testing.Verbose() {
-		t.Logf("%s", out)
+	var out bytes.Buffer
+	c.Stdout = &out
+	if testing.Verbose() {
+		c.Stdout = io.MultiWriter(os.Stdout, &out) // a long run is looked at while it lasts
+	}
+	c.Stderr = c.Stdout
+	err := c.Run()
+	if err != nil && !testing.Verbose() {
+		t.Logf("%s", out.Bytes())
 	}
 	if err != nil {
 		t.Error(err)
-	} else if bytes.Contains(out, []byte("no tests to run")) {
+	} else if bytes.Contains(out.Bytes(), []byte("no tests to run")) {
 		t.Errorf("%s did not run", t.Name())
 	}
 	return false
