@@ -32,6 +32,8 @@ type Bucket struct {
 	EmptyPrefixes bool
 	// Quirks says which conditions the server does not honour. A server as Amazon's has none.
 	Quirks Quirks
+	// OwnTags gives every object that is put or copied in one piece an ETag of its own, as SSE-KMS does. Else it is the MD5.
+	OwnTags bool
 	// Now is the server's clock, nil means time.Now.
 	Now func() time.Time
 
@@ -43,7 +45,7 @@ type Bucket struct {
 	removed []s3.Key                    // guarded by mu: what EmptyPrefixes shows the prefixes of
 	objects map[s3.Key]*object          // guarded by mu
 	uploads map[s3.UploadID]*openUpload // guarded by mu
-	nextID  int                         // guarded by mu
+	nextID  int                         // guarded by mu: of uploads and of objects with OwnTags
 }
 
 var _ s3.Bucket = (*Bucket)(nil)
@@ -119,6 +121,15 @@ func (b *Bucket) matchLocked(op string, f s3.Feature, key s3.Key, tag s3.ETag) e
 	}
 	o := b.objects[key]
 	return b.quirk(op, f, key, o != nil && o.info.ETag == tag)
+}
+
+// tagLocked is the ETag of an object that is put or copied in one piece, given the MD5.
+func (b *Bucket) tagLocked(sum s3.ETag) s3.ETag {
+	if !b.OwnTags {
+		return sum
+	}
+	b.nextID++
+	return md5Tag(fmt.Append(nil, "object ", b.nextID))
 }
 
 func (b *Bucket) storeLocked(o *object) {

@@ -2,7 +2,7 @@
 // server that makes no mistakes.
 //
 // It promises what Amazon S3 promises: a mutation is atomic, every read that starts after it sees it, listings are
-// in byte order, an ETag is the MD5 of the bytes (for a multipart object the MD5 of the parts' MD5s and "-N"),
+// in byte order, an ETag is the MD5 of the bytes (for a multipart object the MD5 of the parts' MD5s and "-N"; see OwnTags),
 // Last-Modified has whole seconds, user metadata holds at most 2 KB and comes back with its keys in lower case and
 // its values trimmed. Where servers differ it takes the harsh side: completing an upload a second time is
 // ErrNoUpload, keys that are not UTF-8 are ErrInvalid, and Info.Modified is not told by Put and CompleteUpload.

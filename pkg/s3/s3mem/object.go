@@ -92,7 +92,7 @@ func (b *Bucket) Put(ctx context.Context, key s3.Key, body s3.Body, attr s3.Attr
 	if err := b.matchLocked(op, s3.PutIfMatch, key, cond.IfMatch); err != nil {
 		return s3.Info{}, err
 	}
-	o.info.Modified = b.now()
+	o.info.ETag, o.info.Modified = b.tagLocked(o.info.ETag), b.now()
 	b.storeLocked(o)
 	return s3.Info{Key: key, Size: o.info.Size, ETag: o.info.ETag}, nil
 }
@@ -148,7 +148,7 @@ func (b *Bucket) Copy(ctx context.Context, src s3.Key, srcMatch s3.ETag, dst s3.
 		replaced = s3.Attributes{Meta: from.info.Meta, ContentType: from.info.ContentType}
 	}
 	o := newObject(dst, from.data, md5Tag(from.data), replaced)
-	o.info.Modified = b.now()
+	o.info.ETag, o.info.Modified = b.tagLocked(o.info.ETag), b.now()
 	b.storeLocked(o)
 	return s3.Info{Key: dst, Size: -1, ETag: o.info.ETag, Modified: o.info.Modified}, nil
 }
