@@ -21,8 +21,8 @@ const (
 	// Commit switches the directory over and a Purge of the source follows.
 	Move
 	// Purge removes what is below SrcPrefix and Skip does not name. After a Move (DstPrefix set) an object is removed only
-	// when DstPrefix has it with the same size; otherwise it is copied first. Without DstPrefix only keys that no POSIX
-	// name can reach (see ValidName) are removed, others stay.
+	// when DstPrefix has its copy; otherwise it is copied first, or stays where Skip names its destination. Without DstPrefix
+	// only keys that no POSIX name can reach (see ValidName) are removed, others stay.
 	Purge
 	// Spill stores a part of the cached file, of the executor's choice, in an object of its own.
 	Spill

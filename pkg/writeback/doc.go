@@ -11,8 +11,9 @@
 //   - A multipart upload is in the journal (ledger) before the server hears of it. What was sent is kept over failures and
 //     restarts, as long as the bytes are the same; what nothing needs any more is aborted, and nothing else ever is.
 //
-// Every Put, copy, completion and delete carries a condition, so the bucket must be an s3probe.Guard or as good as one: where
-// the server does not compare, the Guard looks at the object before, and what others write in between is overwritten.
+// Every Put, copy, completion and delete of one object carries a condition, so the bucket must be an s3probe.Guard or as good
+// as one: where the server does not compare, the Guard looks at the object before, and what others write in between is
+// overwritten. What a directory has left behind is compared with its copies and then removed by the page, without one.
 //
 // Tasks are short (one request and perhaps a HEAD) or long (multipart, directories). Short ones share Options.Meta
 // slots; long ones wait for slots of their own, so that a big upload never holds up a small one. All goroutines belong

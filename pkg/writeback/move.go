@@ -82,6 +82,17 @@ func (e *Executor) copyAll(ctx context.Context, k *namespace.Task, objs []s3.Inf
 	if err != nil {
 		return nil, err
 	}
+	return each(ctx, objs, func(ctx context.Context, o s3.Info) (s3.Info, error) {
+		return e.bring(ctx, k, o, there[destination(k, o.Key)])
+	})
+}
+
+// errStays: an object is left where it is.
+var errStays = errors.New("it stays where it is")
+
+// each calls do for some objects, moveParallel at once, and returns the copies that it found or made by their source keys.
+// Objects that are gone by now or stay are left out.
+func each(ctx context.Context, objs []s3.Info, do func(context.Context, s3.Info) (s3.Info, error)) (map[s3.Key]s3.Info, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
@@ -97,9 +108,9 @@ func (e *Executor) copyAll(ctx context.Context, k *namespace.Task, objs []s3.Inf
 		go func() {
 			defer wg.Done()
 			defer slots.release()
-			info, err := e.bring(ctx, k, o, there[destination(k, o.Key)])
+			info, err := do(ctx, o)
 			switch {
-			case errors.Is(err, s3.ErrNotExist):
+			case errors.Is(err, s3.ErrNotExist), errors.Is(err, errStays):
 			case err != nil:
 				cancel(fmt.Errorf("move %q: %w", string(o.Key), err))
 			default:
@@ -153,22 +164,23 @@ func before(key s3.Key) s3.Key {
 	return key[:len(key)-1]
 }
 
-// bring copies one object to its destination, where there is what the listing showed (nil: nothing). Another object
-// that stands there is put aside first: nothing of others is overwritten.
+// bring copies one object to its destination, where there is what the listing showed (nil: nothing), unless that is its copy.
 func (e *Executor) bring(ctx context.Context, k *namespace.Task, o s3.Info, there *s3.Info) (s3.Info, error) {
-	dst := destination(k, o.Key)
-	if there == nil {
-		return e.duplicate(ctx, o, dst, s3.Condition{IfNoneMatch: true, Compared: true})
-	}
-	made, err := e.madeOf(ctx, o, *there)
+	made, err := e.madeOf(ctx, o, there)
 	switch {
-	case errors.Is(err, s3.ErrNotExist):
-		// One of the two went meanwhile: the next attempt lists them anew.
-		return s3.Info{}, fmt.Errorf("%q or its source went: %w", string(dst), s3.ErrUnavailable)
 	case err != nil:
 		return s3.Info{}, err
 	case made:
 		return *there, nil
+	}
+	return e.place(ctx, k, o, there)
+}
+
+// place is bring where what is there is not the copy: it is put aside first, so nothing of others is overwritten.
+func (e *Executor) place(ctx context.Context, k *namespace.Task, o s3.Info, there *s3.Info) (s3.Info, error) {
+	dst := destination(k, o.Key)
+	if there == nil {
+		return e.duplicate(ctx, o, dst, s3.Condition{IfNoneMatch: true, Compared: true})
 	}
 	aside := dst + s3.Key(fmt.Sprintf(".conflict-%.8s", there.ETag))
 	e.log.Warn("an object stands where a directory moves to", "key", string(dst), "kept", string(aside))
@@ -178,34 +190,55 @@ func (e *Executor) bring(ctx context.Context, k *namespace.Task, o s3.Info, ther
 	return e.duplicate(ctx, o, dst, s3.Condition{IfMatch: there.ETag, Compared: true})
 }
 
-// madeOf says that an object at a destination is the copy of its source as both were listed. Where the ETags differ,
-// what a copy of the source would be marked with is looked for.
-func (e *Executor) madeOf(ctx context.Context, o, there s3.Info) (bool, error) {
-	if o.Size != there.Size || o.ETag == there.ETag {
-		return o.Size == there.Size, nil
-	}
-	src, err := persist(ctx, func() (s3.Info, error) { return e.bucket.Head(ctx, o.Key) })
-	if err != nil {
-		return false, err
-	}
-	found, err := persist(ctx, func() (s3.Info, error) { return e.bucket.Head(ctx, there.Key) })
-	if err != nil {
-		return false, err
-	}
-	if src.ETag != o.ETag || found.ETag != there.ETag {
+// madeOf says that of an object and what stands at its destination (nil: nothing) one is the copy of the other, as both
+// were listed: after a Move that turned back the original is at the destination. Where the ETags differ, what a copy is
+// marked with is looked for.
+func (e *Executor) madeOf(ctx context.Context, o s3.Info, there *s3.Info) (bool, error) {
+	switch {
+	case there == nil || o.Size != there.Size:
 		return false, nil
+	case o.ETag == there.ETag:
+		return true, nil
 	}
+	src, err := e.asListed(ctx, o)
+	if err != nil {
+		return false, err
+	}
+	dst, err := e.asListed(ctx, *there)
+	if err != nil {
+		return false, err
+	}
+	return e.bearsMark(dst, src) || e.bearsMark(src, dst), nil
+}
+
+// asListed looks up all of an object that a listing showed. One that changed or went since has to be listed anew.
+func (e *Executor) asListed(ctx context.Context, o s3.Info) (s3.Info, error) {
+	info, err := persist(ctx, func() (s3.Info, error) { return e.bucket.Head(ctx, o.Key) })
+	if errors.Is(err, s3.ErrNotExist) || err == nil && info.ETag != o.ETag {
+		err = fmt.Errorf("%q changed since it was listed: %w", string(o.Key), s3.ErrUnavailable)
+	}
+	return info, err
+}
+
+// bearsMark says that an object has the write-id of a copy of src.
+func (e *Executor) bearsMark(o, src s3.Info) bool {
 	id := e.tree.Marked(src).Meta[namespace.MetaWriteID]
-	return id != "" && found.Meta[namespace.MetaWriteID] == id, nil
+	return id != "" && o.Meta[namespace.MetaWriteID] == id
 }
 
 // duplicate copies an object with its attributes. A condition that an unacknowledged attempt of its own breaks is an
 // error like any other: the next attempt of the task finds the copy.
+//
+// A copy that has another ETag than its source is marked by a write-id, so that it is known as ours also when it is found
+// before this request has returned, or after a crash. That is each copy which is made of parts or of an object of parts, and
+// on some servers each copy (with SSE-KMS an ETag is no sum of the bytes). So all are marked until one has shown that the
+// server keeps ETags, and from the first on that shows that it does not keep all. Where objects are encrypted in different
+// ways that one may come without a mark, and is made again with one. A crash in between leaves it as a conflict copy, and so
+// does metadata without room for the mark.
 func (e *Executor) duplicate(ctx context.Context, o s3.Info, dst s3.Key, cond s3.Condition) (s3.Info, error) {
 	var attr *s3.Attributes
-	// The copy of an object that was made of parts, and one that is made of parts, has another ETag than its source. It
-	// is known as ours by a write-id, also when it is found before this request has returned, or after a crash.
-	if strings.Contains(string(o.ETag), "-") || o.Size > e.opt.MaxCopy {
+	whole := o.Size <= e.opt.MaxCopy && !strings.Contains(string(o.ETag), "-")
+	if !whole || !e.tagsKept.Load() || e.tagsLost.Load() {
 		src, err := persist(ctx, func() (s3.Info, error) { return e.bucket.Head(ctx, o.Key) })
 		if err != nil {
 			return s3.Info{}, err
@@ -220,11 +253,19 @@ func (e *Executor) duplicate(ctx context.Context, o s3.Info, dst s3.Key, cond s3
 		}
 		return e.multipart(ctx, k, nil, o.Size, ranges(k.Source, min(copyStep, e.opt.MaxCopy)))
 	}
-	return persist(ctx, func() (s3.Info, error) {
-		info, err := e.bucket.Copy(ctx, o.Key, o.ETag, dst, attr, cond)
-		info.Size = o.Size
-		return info, err
-	})
+	info, err := persist(ctx, func() (s3.Info, error) { return e.bucket.Copy(ctx, o.Key, o.ETag, dst, attr, cond) })
+	info.Size = o.Size
+	switch {
+	case err != nil || !whole:
+	case info.ETag != o.ETag:
+		e.tagsLost.Store(true)
+		if attr == nil {
+			return e.duplicate(ctx, o, dst, s3.Condition{IfMatch: info.ETag, Compared: true})
+		}
+	case o.Size > 0: // without bytes there is nothing to encrypt
+		e.tagsKept.Store(true)
+	}
+	return info, err
 }
 
 // verify looks at the copies once more, all of them by a listing.

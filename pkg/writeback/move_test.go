@@ -251,10 +251,12 @@ func (r *rig) learnIn(dir inode.Ino, name string) inode.Ino {
 func TestMoveKnowsItsCopies(t *testing.T) {
 	for _, parts := range []bool{false, true} { // of the source; the copy of a large one is always made of parts
 		for _, large := range []bool{false, true} {
-			for _, leaves := range []bool{false, true} {
-				t.Run(fmt.Sprint(parts, large, leaves), func(t *testing.T) {
+			for i := range 4 {
+				leaves, own := i&1 != 0, i&2 != 0
+				t.Run(fmt.Sprint(parts, large, leaves, own), func(t *testing.T) {
 					t.Parallel()
 					r := newRig(t, small)
+					r.bucket.OwnTags = own
 					body := noise(100 << 10)
 					if large {
 						body = noise(300 << 10)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/csi-s3/csi-s3/pkg/namespace"
@@ -35,7 +37,7 @@ func (e *Executor) purge(ctx context.Context, k *namespace.Task) error {
 	return fmt.Errorf("%q is filled as fast as it is emptied: %w", string(k.SrcPrefix), s3.ErrUnavailable)
 }
 
-// removable are the keys that may go now.
+// removable are the keys of objects that may go now: after a Move, those whose copies are there.
 func (e *Executor) removable(ctx context.Context, k *namespace.Task, objs []s3.Info) ([]s3.Key, error) {
 	var keys []s3.Key
 	if k.DstPrefix == "" {
@@ -50,32 +52,34 @@ func (e *Executor) removable(ctx context.Context, k *namespace.Task, objs []s3.I
 	if err != nil {
 		return nil, err
 	}
-	var late []s3.Info
-	for _, o := range objs {
-		dst := destination(k, o.Key)
-		switch d := there[dst]; {
-		case d != nil && d.Size == o.Size:
-			keys = append(keys, o.Key)
-		case !e.tree.Skip(k, dst):
-			late = append(late, o)
-		}
-		// What others wrote under a name that was written anew in the mount stays where it is.
+	copies, err := each(ctx, objs, func(ctx context.Context, o s3.Info) (s3.Info, error) {
+		return e.leave(ctx, k, o, there[destination(k, o.Key)])
+	})
+	return slices.Sorted(maps.Keys(copies)), err
+}
+
+// leave finds the copy for which an object may go (there: what is at its destination, nil: nothing), or makes it of one that
+// came late. Under a name that was written anew in the mount another's object is not brought: it stays where it is.
+func (e *Executor) leave(ctx context.Context, k *namespace.Task, o s3.Info, there *s3.Info) (s3.Info, error) {
+	dst := destination(k, o.Key)
+	made, err := e.madeOf(ctx, o, there)
+	switch {
+	case err != nil:
+		return s3.Info{}, err
+	case made:
+		return *there, nil
+	case e.tree.Skip(k, dst):
+		return s3.Info{}, errStays
 	}
-	copies, err := e.copyAll(ctx, k, late)
+	copied, err := e.place(ctx, k, o, there)
 	if err != nil {
-		return nil, err
+		return s3.Info{}, err
 	}
-	for src := range copies {
-		dst := destination(k, src)
-		info, err := e.bucket.Head(ctx, dst)
-		if err != nil {
-			return nil, err
-		}
-		if info.Size == copies[src].Size {
-			keys = append(keys, src)
-		}
+	found, err := persist(ctx, func() (s3.Info, error) { return e.bucket.Head(ctx, dst) })
+	if errors.Is(err, s3.ErrNotExist) || err == nil && (found.Size != o.Size || found.ETag != copied.ETag) {
+		err = fmt.Errorf("%q: %w", string(dst), errUnverified)
 	}
-	return keys, nil
+	return found, err
 }
 
 // reachable says that POSIX can name a key: rest is its part below a directory, with a slash at the end of a marker.

@@ -233,10 +233,12 @@ func bad(seed uint64, one int) func(s3fault.Op) s3fault.Action {
 // in the end the bucket holds what was written and nothing else, under the names that it was given.
 func TestRandom(t *testing.T) {
 	seeds := []uint64{1, 2, 5, 6, 8, 120}
-	for _, seed := range seeds {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+	for i := range 2 * len(seeds) {
+		seed, own := seeds[i/2], i%2 == 1
+		t.Run(fmt.Sprint(seed, own), func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, small)
+			r.bucket.OwnTags = own
 			r.names.Settle, r.names.MaxAge = time.Millisecond, 20*time.Millisecond
 			r.kill()
 			random := rand.New(rand.NewPCG(seed, 3))

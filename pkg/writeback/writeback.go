@@ -76,6 +76,9 @@ type Executor struct {
 	failing atomic.Bool   // the last request failed
 	lists   atomic.Bool   // uploads could be listed
 
+	tagsKept atomic.Bool // a copy had the ETag of its source
+	tagsLost atomic.Bool // a copy in one piece, of an object in one piece, had another
+
 	mu        sync.Mutex
 	running   int               // guarded by mu: tasks
 	frozen    int               // guarded by mu: of these, those that keep a file's bytes from being evicted
