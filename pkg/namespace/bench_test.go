@@ -388,7 +388,8 @@ func (b *bench) move(k *namespace.Task, pause func() bool) error {
 	return b.commit(k, s3.Info{}, moved)
 }
 
-// bring copies objects below a task's source to its destination.
+// bring copies objects below a task's source to its destination, or takes the copies of an earlier attempt. Where something
+// else is, that has to be the business of a tracked inode, and only a Purge meets it.
 func (b *bench) bring(k *namespace.Task, pause func() bool, objs []s3.Info) (map[s3.Key]s3.Info, error) {
 	there, err := b.list(pause, k.DstPrefix)
 	if err != nil {
@@ -397,18 +398,35 @@ func (b *bench) bring(k *namespace.Task, pause func() bool, objs []s3.Info) (map
 	moved := map[s3.Key]s3.Info{}
 	for _, o := range objs {
 		dst := k.DstPrefix + o.Key[len(k.SrcPrefix):]
-		cond := s3.Condition{IfNoneMatch: true}
+		src, err := b.head(pause, o.Key)
+		if err != nil {
+			return nil, err
+		}
+		if src == nil || src.ETag != o.ETag {
+			return nil, fmt.Errorf("%q changed: %w", o.Key, s3.ErrUnavailable)
+		}
 		if i := slices.IndexFunc(there, func(o s3.Info) bool { return o.Key == dst }); i >= 0 {
-			if there[i].ETag == o.ETag {
+			found, err := b.head(pause, dst)
+			switch {
+			case err != nil:
+				return nil, err
+			case found == nil || found.ETag != there[i].ETag:
+				return nil, fmt.Errorf("%q changed: %w", dst, s3.ErrUnavailable)
+			case found.ETag == o.ETag || b.marked(*src, *found) || b.marked(*found, *src):
 				moved[o.Key] = there[i]
-				continue
-			}
-			if there[i].Size != o.Size {
+			case k.Verb == namespace.Move || !b.tree.Skip(k, dst):
 				b.fail("%q stands where %q moves to", dst, o.Key)
 			}
-			cond = s3.Condition{IfMatch: there[i].ETag}
+			continue
 		}
-		info, err := b.duplicate(pause, o.Key, o.ETag, dst, nil, cond)
+		if k.Verb == namespace.Purge && b.tree.Skip(k, dst) {
+			continue
+		}
+		var attr *s3.Attributes
+		if b.bucket.OwnTags {
+			attr = b.tree.Marked(*src)
+		}
+		info, err := b.duplicate(pause, o.Key, o.ETag, dst, attr, s3.Condition{IfNoneMatch: true})
 		switch {
 		case errors.Is(err, s3.ErrNotExist):
 		case err != nil:
@@ -421,6 +439,12 @@ func (b *bench) bring(k *namespace.Task, pause func() bool, objs []s3.Info) (map
 	return moved, nil
 }
 
+// marked says that an object has the write-id of a copy of another.
+func (b *bench) marked(src, o s3.Info) bool {
+	id := b.tree.Marked(src).Meta[namespace.MetaWriteID]
+	return id != "" && id == o.Meta[namespace.MetaWriteID]
+}
+
 func (b *bench) purge(k *namespace.Task, pause func() bool) error {
 	for {
 		objs, err := b.list(pause, k.SrcPrefix)
@@ -431,32 +455,16 @@ func (b *bench) purge(k *namespace.Task, pause func() bool) error {
 		if k.DstPrefix == "" || len(objs) == 0 { // there is no key without a name
 			return b.commit(k, s3.Info{}, nil)
 		}
-		there, err := b.list(pause, k.DstPrefix)
+		moved, err := b.bring(k, pause, objs)
 		if err != nil {
 			return err
 		}
-		var late []s3.Info
-		var gone []s3.Key
-		for _, o := range objs {
-			dst := k.DstPrefix + o.Key[len(k.SrcPrefix):]
-			switch i := slices.IndexFunc(there, func(o s3.Info) bool { return o.Key == dst }); {
-			case i >= 0 && there[i].Size == o.Size:
-				gone = append(gone, o.Key)
-			case !b.tree.Skip(k, dst):
-				late = append(late, o)
-			}
-		}
-		moved, err := b.bring(k, pause, late)
-		if err != nil {
-			return err
-		}
-		gone = append(gone, slices.Sorted(maps.Keys(moved))...)
-		for _, key := range gone {
+		for _, key := range slices.Sorted(maps.Keys(moved)) {
 			if err := b.remove(pause, key); err != nil {
 				return err
 			}
 		}
-		if len(gone) == 0 {
+		if len(moved) == 0 {
 			return b.commit(k, s3.Info{}, nil)
 		}
 	}

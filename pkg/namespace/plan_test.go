@@ -40,6 +40,7 @@ func newWorld(seed uint64) *world {
 	if w.rnd.IntN(3) == 0 {
 		w.bucket.Quirks = s3mem.NoCopyConditions()
 	}
+	w.bucket.OwnTags = w.rnd.IntN(2) == 0
 	w.faults = []int{0, 3, 10}[w.rnd.IntN(3)]
 	w.changed = w.check
 	w.restless = w.rnd.IntN(2) == 0
