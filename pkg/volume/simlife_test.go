@@ -203,6 +203,7 @@ func newLife(t *testing.T, seed uint64, print bool) *life {
 	if rnd.IntN(3) == 0 {
 		l.bucket.Quirks = s3mem.NoCopyConditions()
 	}
+	l.bucket.OwnTags = rnd.IntN(3) == 0
 	l.weather = &weather{seed: seed, calls: map[string]uint64{}, oneIn: []int{0, 3, 5, 8, 15, 40}[rnd.IntN(6)]}
 	for at := l.begun; rnd.IntN(2) == 0; {
 		at = at.Add(time.Duration(rnd.Int64N(int64(2 * time.Minute))))
