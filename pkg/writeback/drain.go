@@ -47,7 +47,11 @@ func (e *Executor) Flush(ctx context.Context, ino inode.Ino, progress func(Progr
 		n, last := e.tree.Pending(ino, seq)
 		e.mu.Lock()
 		conflict := ino != 0 && e.conflicts[ino] != conflicts
-		n += e.judged[ino]
+		for of, judged := range e.judged {
+			if ino == 0 || ino == of {
+				n += judged
+			}
+		}
 		if last == nil {
 			last = e.lastErr
 		}

@@ -56,9 +56,6 @@ func (e *Executor) salvage(k *namespace.Task, found *s3.Info, cause error) error
 	}
 	e.log.Warn("the object that had a file's bytes was removed or replaced by others", "ino", k.Ino, "key", string(k.Source.Key),
 		"kept", [...]string{"nothing, since nothing was here", "what was here, under another name", "all"}[rest], "err", cause)
-	kept, err := e.told(k, func() (string, error) { return e.tree.Salvage(k, rest, found) })
-	if err == nil && kept != "" && e.opt.Conflict != nil {
-		e.opt.Conflict(k.Ino, kept)
-	}
+	_, err := e.told(k, func() (string, error) { return e.tree.Salvage(k, rest, found) })
 	return err
 }

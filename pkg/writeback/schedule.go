@@ -279,13 +279,7 @@ func (e *Executor) refuse(k *namespace.Task, err error) error {
 	case errors.As(err, &taken):
 		kept, cerr := e.conflict(k, taken.found)
 		e.log.Warn("object was changed by others", "ino", k.Ino, "key", string(k.Key), "kept", kept, "err", err)
-		if cerr != nil {
-			return cerr
-		}
-		if kept != "" && e.opt.Conflict != nil {
-			e.opt.Conflict(k.Ino, kept)
-		}
-		return nil
+		return cerr
 	}
 	wait := backoff(k.Attempts)
 	e.tree.Fail(k, err, e.opt.Now().Add(wait))
@@ -293,18 +287,21 @@ func (e *Executor) refuse(k *namespace.Task, err error) error {
 	return err
 }
 
-// conflict ends a task in the tree and counts it. From then on the file may be in the bucket under its other name before
-// it is counted, so a Flush of it waits for the count.
+// conflict ends a task in the tree.
 func (e *Executor) conflict(k *namespace.Task, found *s3.Info) (kept string, err error) {
 	return e.told(k, func() (string, error) { return e.tree.Conflict(k, found) })
 }
 
-// told ends a task by tell, and counts a conflict when the file has another name then.
+// told ends a task by tell. When the file has another name then, Options.Conflict hears of it and it is counted. The
+// file may be in the bucket under that name before, so a Flush waits for the end of told.
 func (e *Executor) told(k *namespace.Task, tell func() (kept string, err error)) (kept string, err error) {
 	e.mu.Lock()
 	e.judged[k.Ino]++
 	e.mu.Unlock()
 	kept, err = tell()
+	if err == nil && kept != "" && e.opt.Conflict != nil {
+		e.opt.Conflict(k.Ino, kept)
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if kept != "" {

@@ -324,6 +324,55 @@ func TestConflict(t *testing.T) {
 	}
 }
 
+// A Flush, of the file or of all, is over when the conflict has been told: who asks after it hears of it.
+func TestFlushWaitsUntilConflictIsTold(t *testing.T) {
+	for _, salvaged := range []bool{false, true} {
+		for _, all := range []bool{false, true} {
+			t.Run(fmt.Sprintf("salvaged %v, all %v", salvaged, all), func(t *testing.T) {
+				t.Parallel()
+				telling, told := make(chan struct{}), make(chan struct{})
+				opt := small
+				opt.Conflict = func(inode.Ino, string) {
+					close(telling)
+					<-told
+				}
+				r := newRig(t, opt)
+				r.put("file", noise(200<<10))
+				ino := r.learn("file")
+				if salvaged {
+					r.write(ino, 0, []byte("ours"))
+					r.ok(r.bucket.Delete(t.Context(), "file"))
+				} else {
+					r.change(ino, func(f *cache.File, now time.Time) error { return f.Truncate(0, now) })
+					r.put("file", []byte("theirs"))
+				}
+				flushed := make(chan error, 1)
+				go func() {
+					if all {
+						flushed <- r.exec.Flush(t.Context(), 0, nil)
+					} else {
+						flushed <- r.exec.Flush(t.Context(), ino, nil)
+					}
+				}()
+				<-telling
+				for n := 1; n > 0; time.Sleep(time.Millisecond) {
+					n, _ = r.tree.Pending(0, math.MaxUint64)
+				}
+				select {
+				case err := <-flushed:
+					t.Errorf("the flush was over before the conflict was told: %v", err)
+					flushed <- err
+				case <-time.After(200 * time.Millisecond):
+				}
+				close(told)
+				if err := <-flushed; errors.Is(err, writeback.ErrConflict) == all || all && err != nil {
+					t.Errorf("the flush: %v", err)
+				}
+			})
+		}
+	}
+}
+
 // The same for a file that was there before: changed by both, removed by them.
 func TestConflictOfAChange(t *testing.T) {
 	r := newRig(t, small)

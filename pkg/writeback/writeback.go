@@ -42,8 +42,8 @@ type Options struct {
 	// Patience is how long a writer waits at the cache's hard limit without any upload going on, 0 means for ever.
 	Patience time.Duration
 
-	// Conflict hears of a file whose name somebody else's object took: ours is now called kept. It is called without
-	// locks and must not wait for the Executor.
+	// Conflict hears of a file whose name somebody else's object took: ours is now called kept. A Flush does not return
+	// before it does. It is called without locks and must not wait for the Executor.
 	Conflict func(ino inode.Ino, kept string)
 	Log      *slog.Logger     // nil: silent
 	Now      func() time.Time // nil: time.Now
@@ -86,7 +86,7 @@ type Executor struct {
 	failures  int               // guarded by mu: tasks in a row that found the server unavailable, or the keys not valid
 	lastErr   error             // guarded by mu: of the last task that failed, nil after a success
 	conflicts map[inode.Ino]int // guarded by mu: how many there were
-	judged    map[inode.Ino]int // guarded by mu: tasks whose conflict is being told to the tree
+	judged    map[inode.Ino]int // guarded by mu: tasks whose conflict is being told to the tree and to Options.Conflict
 	relieved  uint64            // guarded by mu: changes and tasks done at the last relieve
 }
 
