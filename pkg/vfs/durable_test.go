@@ -155,6 +155,19 @@ func TestConflict(t *testing.T) {
 	}
 }
 
+// TestConflictMetByFsync: the fsync that waits for the bucket reports the conflict, and the next one does not again.
+func TestConflictMetByFsync(t *testing.T) {
+	v := newVolume(t, config{policy: vfs.Policy{FsyncBucket: true}})
+	v.put("f", "base")
+	ino, h := v.open("f", syscall.O_RDWR)
+	defer v.Release(ino, h)
+	v.ok(v.truncate("f", 0))
+	v.writeAt(ino, h, "ours", 0)
+	v.put("f", "theirs")
+	v.errno(v.Fsync(ctx, root, ino, h, false), syscall.ESTALE)
+	v.ok(v.Fsync(ctx, root, ino, h, false))
+}
+
 // TestConflictOverwrites is the same with conflict=overwrite: ours keeps the name.
 func TestConflictOverwrites(t *testing.T) {
 	v := newVolume(t, config{overwrite: true})

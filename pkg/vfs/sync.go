@@ -80,11 +80,12 @@ func (fs *FS) flushInode(ctx context.Context, ino inode.Ino, h HandleID) error {
 		return err
 	}
 	if n.Tracked {
-		if err := fs.executor.Flush(ctx, ino, nil); err != nil {
-			return err
-		}
+		err = fs.executor.Flush(ctx, ino, nil)
 	}
-	return fs.handles.takeError(h, ino)
+	if noted := fs.handles.takeError(h, ino); noted != nil {
+		return noted
+	}
+	return err
 }
 
 // FlushTree returns when everything that was written below ino before the call is in the bucket. progress, if not
