@@ -111,7 +111,7 @@ func (p *Provisioner) removeRest(ctx context.Context, b s3.Bucket, id config.Vol
 }
 
 func abortUploads(ctx context.Context, b s3.Bucket, prefix s3.Key) error {
-	uploads, err := b.ListUploads(ctx, prefix)
+	uploads, _, err := b.ListUploads(ctx, prefix)
 	if errors.Is(err, s3.ErrNotSupported) {
 		return nil // no uploads, then
 	}

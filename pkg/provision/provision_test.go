@@ -242,7 +242,7 @@ func TestDeleteAbortsItsUploads(t *testing.T) {
 	if err := p.Delete(t.Context(), id, none); err != nil {
 		t.Fatal(err)
 	}
-	open, err := s.mem("shared").ListUploads(t.Context(), "")
+	open, _, err := s.mem("shared").ListUploads(t.Context(), "")
 	var keys []s3.Key
 	for _, u := range open {
 		keys = append(keys, u.Key)

@@ -209,8 +209,9 @@ type Bucket interface {
 	// AbortUpload drops an upload and its parts. An unknown upload is success.
 	AbortUpload(ctx context.Context, key Key, id UploadID) error
 
-	// ListUploads lists open uploads whose key starts with prefix (all pages).
-	ListUploads(ctx context.Context, prefix Key) ([]Upload, error)
+	// ListUploads lists open uploads whose key starts with prefix (all pages). at is when it answered, by the clock that
+	// Upload.Initiated is of, in whole seconds; zero where the server does not say.
+	ListUploads(ctx context.Context, prefix Key) (open []Upload, at time.Time, err error)
 
 	// CreateBucket, HeadBucket and DeleteBucket act on the bucket itself. HeadBucket returns ErrNoBucket when it is
 	// absent. DeleteBucket returns ErrBucketNotEmpty when it holds objects, and succeeds when it is absent.
@@ -228,7 +229,7 @@ type Bucket interface {
 type Upload struct {
 	Key       Key
 	ID        UploadID
-	Initiated time.Time
+	Initiated time.Time // by the server's clock, in whole seconds on some; zero where it does not say
 }
 
 // Version is one version or delete marker of a key.

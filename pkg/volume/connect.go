@@ -197,7 +197,7 @@ func (c *current) AbortUpload(ctx context.Context, key s3.Key, id s3.UploadID) e
 	return c.now().AbortUpload(ctx, key, id)
 }
 
-func (c *current) ListUploads(ctx context.Context, prefix s3.Key) ([]s3.Upload, error) {
+func (c *current) ListUploads(ctx context.Context, prefix s3.Key) ([]s3.Upload, time.Time, error) {
 	return c.now().ListUploads(ctx, prefix)
 }
 

@@ -222,7 +222,7 @@ func (s strike) run(t *testing.T) (o outcome) {
 
 // expire is what a server does to uploads that are old.
 func expire(t *testing.T, b *s3mem.Bucket, key s3.Key) {
-	open, err := b.ListUploads(context.Background(), key)
+	open, _, err := b.ListUploads(context.Background(), key)
 	for _, u := range open {
 		err = errors.Join(err, b.AbortUpload(context.Background(), u.Key, u.ID))
 	}
@@ -376,7 +376,7 @@ func (p *player) compare() {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), bound)
 	defer cancel()
-	if open, err := p.bucket.ListUploads(ctx, ""); err != nil || len(open) > 0 {
+	if open, _, err := p.bucket.ListUploads(ctx, ""); err != nil || len(open) > 0 {
 		p.fatalf("uploads are left: %v, %v", open, err)
 	}
 	have := freeze(p.t, p.bucket)

@@ -406,7 +406,7 @@ func (l *life) end(p *process) {
 	// The sweeper may have an abort under way.
 	for range 60 {
 		l.mu.Lock()
-		open, err := l.bucket.ListUploads(ctx, "")
+		open, _, err := l.bucket.ListUploads(ctx, "")
 		l.mu.Unlock()
 		if err != nil || len(open) == 0 || wait(ctx, time.Second) != nil {
 			break
@@ -459,7 +459,7 @@ func (l *life) compare() {
 			l.broke(err)
 		}
 	}
-	open, err := l.bucket.ListUploads(context.Background(), "")
+	open, _, err := l.bucket.ListUploads(context.Background(), "")
 	if err != nil || len(open) > 0 {
 		l.broke(fmt.Errorf("in the end uploads are open: %v, %w", open, err))
 	}

@@ -309,6 +309,10 @@ func (s server) AbortUpload(ctx context.Context, key s3.Key, id s3.UploadID) err
 	return err
 }
 
-func (s server) ListUploads(ctx context.Context, prefix s3.Key) ([]s3.Upload, error) {
-	return did(ctx, s, "ListUploads", prefix, func() ([]s3.Upload, error) { return s.Bucket.ListUploads(ctx, prefix) }, nil)
+func (s server) ListUploads(ctx context.Context, prefix s3.Key) (open []s3.Upload, at time.Time, err error) {
+	open, err = did(ctx, s, "ListUploads", prefix, func() (u []s3.Upload, err error) {
+		u, at, err = s.Bucket.ListUploads(ctx, prefix)
+		return u, err
+	}, nil)
+	return open, at, err
 }

@@ -121,7 +121,7 @@ func TestUploadWithoutAnswer(t *testing.T) {
 		r.faulty(nil)
 		r.flush()
 		r.holds("large", body)
-		open, err := r.bucket.ListUploads(t.Context(), "")
+		open, _, err := r.bucket.ListUploads(t.Context(), "")
 		if err != nil || len(open) != 1 || open[0].ID != foreign {
 			t.Errorf("killed %v: open uploads %v, %v; want that of others alone", kill, open, err)
 		}
@@ -139,7 +139,7 @@ func TestUploadWithoutAnswerShared(t *testing.T) {
 	r.nth("CreateUpload", 1, s3fault.FailAfter(nil))
 	r.flush()
 	r.holds("large", body)
-	if open, err := r.bucket.ListUploads(t.Context(), ""); err != nil || len(open) != 1 {
+	if open, _, err := r.bucket.ListUploads(t.Context(), ""); err != nil || len(open) != 1 {
 		t.Errorf("open uploads %v, %v; the one without an answer stays", open, err)
 	}
 }
@@ -147,7 +147,7 @@ func TestUploadWithoutAnswerShared(t *testing.T) {
 // The server forgot the upload meanwhile.
 func TestUploadExpired(t *testing.T) {
 	r, _, body := largeKilled(t)
-	open, err := r.bucket.ListUploads(t.Context(), "")
+	open, _, err := r.bucket.ListUploads(t.Context(), "")
 	r.ok(err)
 	for _, u := range open {
 		r.ok(r.bucket.AbortUpload(t.Context(), u.Key, u.ID))

@@ -130,7 +130,7 @@ func (e *Executor) begin(ctx context.Context, k *namespace.Task) (*upload, error
 
 // openOn are the uploads that are open on a key.
 func (e *Executor) openOn(ctx context.Context, key s3.Key) ([]s3.UploadID, error) {
-	all, err := e.bucket.ListUploads(ctx, key)
+	all, _, err := e.bucket.ListUploads(ctx, key)
 	if err != nil {
 		return nil, err
 	}

@@ -323,7 +323,7 @@ func (r *rig) wantKeys(want ...string) {
 // noUploads says that no multipart upload was left open.
 func (r *rig) noUploads() {
 	r.t.Helper()
-	u, err := r.bucket.ListUploads(r.t.Context(), "")
+	u, _, err := r.bucket.ListUploads(r.t.Context(), "")
 	if err != nil || len(u) > 0 {
 		r.t.Fatalf("open uploads: %v, %v", u, err)
 	}

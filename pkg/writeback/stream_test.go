@@ -181,7 +181,7 @@ func TestStreamCutOff(t *testing.T) {
 			r.settled()
 			r.noSpills()
 			r.eventually("no upload is left", func() bool {
-				u, err := r.bucket.ListUploads(t.Context(), "")
+				u, _, err := r.bucket.ListUploads(t.Context(), "")
 				return err == nil && len(u) == 0
 			})
 		})

@@ -244,7 +244,7 @@ func (r *rig) checkBucket() {
 	var left []s3.Upload
 	for end := time.Now().Add(settledWait); ; time.Sleep(20 * time.Millisecond) {
 		var err error
-		if left, err = r.objects().ListUploads(r.t.Context(), ""); err != nil {
+		if left, _, err = r.objects().ListUploads(r.t.Context(), ""); err != nil {
 			r.t.Fatal(err)
 		}
 		left = slices.DeleteFunc(left, func(u s3.Upload) bool { return strings.HasPrefix(string(u.Key), scratch) })

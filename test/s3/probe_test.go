@@ -56,7 +56,7 @@ func probed(t *testing.T, conf s3sdk.Config, but s3probe.Answers) {
 	if err != nil || len(page.Objects) > 0 {
 		t.Errorf("left: %v, %v", page.Objects, err)
 	}
-	uploads, err := b.ListUploads(t.Context(), "")
+	uploads, _, err := b.ListUploads(t.Context(), "")
 	if err != nil || len(uploads) > 0 {
 		t.Errorf("left open: %v, %v", uploads, err)
 	}

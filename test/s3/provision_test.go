@@ -138,7 +138,7 @@ func lifeOfVolumes(t *testing.T, secret config.Secret) {
 	if left != 1103 {
 		t.Errorf("%d objects are left", left)
 	}
-	if open, err := bucket.ListUploads(ctx, "pvc-1/"); err != nil || len(open) > 0 {
+	if open, _, err := bucket.ListUploads(ctx, "pvc-1/"); err != nil || len(open) > 0 {
 		t.Error(open, err)
 	}
 	if err := p.Delete(ctx, config.VolumeID{Bucket: "shared"}, secret); !errors.Is(err, provision.ErrNotOwned) {

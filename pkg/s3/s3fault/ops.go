@@ -2,6 +2,7 @@ package s3fault
 
 import (
 	"context"
+	"time"
 
 	"github.com/csi-s3/csi-s3/pkg/s3"
 )
@@ -87,8 +88,15 @@ func (b *Bucket) AbortUpload(ctx context.Context, key s3.Key, id s3.UploadID) er
 }
 
 // ListUploads is scripted.
-func (b *Bucket) ListUploads(ctx context.Context, prefix s3.Key) ([]s3.Upload, error) {
-	return one(ctx, b, "ListUploads", prefix, func() ([]s3.Upload, error) { return b.inner.ListUploads(ctx, prefix) })
+func (b *Bucket) ListUploads(ctx context.Context, prefix s3.Key) (open []s3.Upload, at time.Time, err error) {
+	open, err = one(ctx, b, "ListUploads", prefix, func() (u []s3.Upload, err error) {
+		u, at, err = b.inner.ListUploads(ctx, prefix)
+		return u, err
+	})
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	return open, at, nil
 }
 
 // CreateBucket is scripted.

@@ -219,15 +219,15 @@ func (b *Bucket) AbortUpload(ctx context.Context, key s3.Key, id s3.UploadID) er
 }
 
 // ListUploads lists open uploads by key, then by age.
-func (b *Bucket) ListUploads(ctx context.Context, prefix s3.Key) ([]s3.Upload, error) {
+func (b *Bucket) ListUploads(ctx context.Context, prefix s3.Key) ([]s3.Upload, time.Time, error) {
 	const op = "list uploads"
 	if err := b.ended(ctx, op, prefix); err != nil {
-		return nil, err
+		return nil, time.Time{}, err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.existsLocked(op, prefix); err != nil {
-		return nil, err
+		return nil, time.Time{}, err
 	}
 	var open []s3.Upload
 	for id, u := range b.uploads {
@@ -238,5 +238,5 @@ func (b *Bucket) ListUploads(ctx context.Context, prefix s3.Key) ([]s3.Upload, e
 	slices.SortFunc(open, func(x, y s3.Upload) int {
 		return cmp.Or(cmp.Compare(x.Key, y.Key), x.Initiated.Compare(y.Initiated), cmp.Compare(x.ID, y.ID))
 	})
-	return open, nil
+	return open, b.now(), nil
 }

@@ -204,7 +204,7 @@ func (p *probe) abort(ctx context.Context, key s3.Key, id s3.UploadID) {
 
 // abortOld drops the uploads of probes that were broken off.
 func (p *probe) abortOld(ctx context.Context) {
-	uploads, err := p.b.ListUploads(ctx, p.top)
+	uploads, _, err := p.b.ListUploads(ctx, p.top)
 	if err != nil {
 		p.fail(err)
 		return

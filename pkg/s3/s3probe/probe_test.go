@@ -34,7 +34,7 @@ func counted(mem *s3mem.Bucket) (*s3fault.Bucket, *atomic.Int32) {
 func clean(t *testing.T, mem *s3mem.Bucket) {
 	t.Helper()
 	page, err := mem.List(t.Context(), s3.ListInput{})
-	uploads, uerr := mem.ListUploads(t.Context(), "")
+	uploads, _, uerr := mem.ListUploads(t.Context(), "")
 	if err != nil || uerr != nil || len(page.Objects) > 0 || len(uploads) > 0 {
 		t.Errorf("left: %v, %v, %v, %v", page.Objects, uploads, err, uerr)
 	}
@@ -176,7 +176,7 @@ func TestProbeIsBrokenOff(t *testing.T) {
 		t.Fatal("no error")
 	}
 	page, err := mem.List(t.Context(), s3.ListInput{})
-	uploads, uerr := mem.ListUploads(t.Context(), "")
+	uploads, _, uerr := mem.ListUploads(t.Context(), "")
 	if err != nil || uerr != nil || len(page.Objects) == 0 || len(uploads) == 0 {
 		t.Fatalf("%v, %v, %v, %v: the test needs some litter", page, uploads, err, uerr)
 	}

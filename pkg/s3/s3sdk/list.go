@@ -5,8 +5,10 @@ import (
 	"errors"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/middleware"
 	sdk "github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
@@ -181,17 +183,17 @@ func (b *bucket) DeleteVersions(ctx context.Context, versions []s3.Version) (map
 
 // ListUploads implements s3.Bucket. MinIO takes a prefix for a whole key and answers with nothing, so an empty answer
 // is checked against the bucket's full list. Where the credentials may not see that, the empty answer stands.
-func (b *bucket) ListUploads(ctx context.Context, prefix s3.Key) ([]s3.Upload, error) {
-	open, err := b.listUploads(ctx, prefix)
+func (b *bucket) ListUploads(ctx context.Context, prefix s3.Key) ([]s3.Upload, time.Time, error) {
+	open, at, err := b.listUploads(ctx, prefix)
 	if err != nil || len(open) > 0 && !strings.HasSuffix(string(prefix), "/") && prefix != "" || prefix == "" {
-		return open, err
+		return open, at, err
 	}
-	all, err := b.listUploads(ctx, "")
+	all, later, err := b.listUploads(ctx, "")
 	if errors.Is(err, s3.ErrAuth) {
-		return open, nil
+		return open, at, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, time.Time{}, err
 	}
 	open = nil
 	for _, u := range all {
@@ -199,12 +201,12 @@ func (b *bucket) ListUploads(ctx context.Context, prefix s3.Key) ([]s3.Upload, e
 			open = append(open, u)
 		}
 	}
-	return open, nil
+	return open, later, nil
 }
 
-func (b *bucket) listUploads(ctx context.Context, prefix s3.Key) ([]s3.Upload, error) {
+// listUploads lists all pages. at is when the server answered with the last one.
+func (b *bucket) listUploads(ctx context.Context, prefix s3.Key) (open []s3.Upload, at time.Time, err error) {
 	const op = "list uploads"
-	var open []s3.Upload
 	in := &sdk.ListMultipartUploadsInput{Bucket: &b.name, Prefix: optional(string(prefix)), EncodingType: types.EncodingTypeUrl}
 	for {
 		var page []s3.Upload
@@ -217,6 +219,7 @@ func (b *bucket) listUploads(ctx context.Context, prefix s3.Key) ([]s3.Upload, e
 			if out.IsTruncated == nil && out.Bucket == nil {
 				return b.fail(op, prefix, s3.ErrUnavailable, notListing)
 			}
+			at, _ = middleware.GetServerTime(out.ResultMetadata)
 			d := decoder{encoded: out.EncodingType == types.EncodingTypeUrl}
 			page = nil
 			for _, u := range out.Uploads {
@@ -235,11 +238,11 @@ func (b *bucket) listUploads(ctx context.Context, prefix s3.Key) ([]s3.Upload, e
 			return nil
 		})
 		if err != nil {
-			return nil, err
+			return nil, time.Time{}, err
 		}
 		open = append(open, page...)
 		if !more {
-			return open, nil
+			return open, at, nil
 		}
 	}
 }

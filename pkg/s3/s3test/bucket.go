@@ -41,7 +41,7 @@ func noBucket(s *suite) {
 	s.is(err, s3.ErrNoBucket)
 	_, err = s.List(s.ctx, s3.ListInput{})
 	s.is(err, s3.ErrNoBucket)
-	_, err = s.ListUploads(s.ctx, "")
+	_, _, err = s.ListUploads(s.ctx, "")
 	s.is(err, s3.ErrNoBucket)
 	_, _, err = s.ListVersions(s.ctx, "", "")
 	s.is(err, s3.ErrNoBucket)

@@ -240,7 +240,7 @@ func abort(s *suite) {
 	_, err := s.CompleteUpload(s.ctx, "k", other, []s3.Part{p}, s3.Condition{})
 	s.ok(err)
 	s.holds("k", "y")
-	open, err := s.ListUploads(s.ctx, "")
+	open, _, err := s.ListUploads(s.ctx, "")
 	s.ok(err)
 	if len(open) > 0 {
 		s.Errorf("still open: %+v", open)
@@ -248,6 +248,8 @@ func abort(s *suite) {
 }
 
 func listUploads(s *suite) {
+	_, before, err := s.ListUploads(s.ctx, "")
+	s.ok(err)
 	open := map[s3.UploadID]s3.Key{}
 	for _, key := range []s3.Key{"d/x", "d/x", "d/y +é", "d2/z", "e"} {
 		open[s.create(key, s3.Attributes{})] = key
@@ -256,8 +258,11 @@ func listUploads(s *suite) {
 		s.Fatalf("upload IDs are not unique: %v", open)
 	}
 	for _, prefix := range []s3.Key{"", "d", "d/", "d/x", "d/y", "e", "absent"} {
-		got, err := s.ListUploads(s.ctx, prefix)
+		got, at, err := s.ListUploads(s.ctx, prefix)
 		s.ok(err)
+		if before.IsZero() || at.Before(before) || at.Sub(before) > time.Minute {
+			s.Errorf("prefix %q: listed at %v, before the uploads were begun at %v", string(prefix), at, before)
+		}
 		want := 0
 		for _, key := range open {
 			if strings.HasPrefix(string(key), string(prefix)) {
@@ -268,8 +273,8 @@ func listUploads(s *suite) {
 			s.Errorf("prefix %q: %d uploads, want %d", string(prefix), len(got), want)
 		}
 		for _, u := range got {
-			if open[u.ID] != u.Key || !strings.HasPrefix(string(u.Key), string(prefix)) || time.Since(u.Initiated).Abs() > time.Minute {
-				s.Errorf("prefix %q: %+v", string(prefix), u)
+			if open[u.ID] != u.Key || !strings.HasPrefix(string(u.Key), string(prefix)) || u.Initiated.Before(before) || u.Initiated.After(at.Add(time.Second)) {
+				s.Errorf("prefix %q: %+v, listed between %v and %v", string(prefix), u, before, at)
 			}
 		}
 	}
