@@ -9,7 +9,7 @@
 //     (Tree.Conflict), or not applied, which is tried again for ever, with pauses.
 //   - Dirty bytes are never given up: every error but a conflict means another attempt, and Status names the last one.
 //   - A multipart upload is in the journal (ledger) before the server hears of it. What was sent is kept over failures and
-//     restarts, as long as the bytes are the same; what nothing needs any more is aborted, and nothing else ever is.
+//     restarts, as long as the bytes are the same; what nothing needs any more is aborted, and nothing else is (but see lost).
 //
 // Every Put, copy, completion and delete of one object carries a condition, so the bucket must be an s3probe.Guard or as good
 // as one: where the server does not compare, the Guard looks at the object before, and what others write in between is

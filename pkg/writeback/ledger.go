@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/csi-s3/csi-s3/pkg/disk"
 	"github.com/csi-s3/csi-s3/pkg/inode"
@@ -17,7 +18,8 @@ import (
 // Kinds of records. Each begins with the upload's number; integers are varints, strings and lists have their length
 // before them.
 //
-//	begun    inode, key, content type, metadata (key value)*, alone (0 or 1), uploads of others (ID)*: it is about to be created
+//	begun    inode, key, content type, metadata (key value)*, alone (0 or 1), uploads of others (ID)*, since and until (Unix
+//	         milliseconds, 0 if unknown; records of older versions end before them): it is about to be created, or was not answered
 //	created  ID
 //	sent     part number, offset, end, ETag, CRC-32C, key and ETag of what it was copied from
 //	over     nothing: it was completed or aborted
@@ -38,13 +40,14 @@ type upload struct {
 	ino    inode.Ino
 	key    s3.Key
 	attr   s3.Attributes
-	// others were open on the key before. With alone set, what else is open on it is this upload: its ID is not known
-	// when the answer to its creation was lost.
-	others []s3.UploadID
-	alone  bool
-	id     s3.UploadID
-	sent   map[int]sentPart // guarded by the ledger's mutex
-	busy   bool
+	// others were open on the key before. With alone set, what else is open on it and was begun between since and until,
+	// by the server's clock, is this upload: its ID is not known when the answer to its creation was lost.
+	others       []s3.UploadID
+	alone        bool
+	since, until time.Time // zero: the server did not say, or the record is of an older version
+	id           s3.UploadID
+	sent         map[int]sentPart // guarded by the ledger's mutex
+	busy         bool
 }
 
 // sentPart is a part that the server has, and what it was made of.
@@ -79,6 +82,15 @@ func (l *ledger) add(u *upload) error {
 	return l.j.Sync()
 }
 
+// unanswered enters when, by the server's clock, the creation of an upload was given up.
+func (l *ledger) unanswered(u *upload, at time.Time) error {
+	l.mu.Lock()
+	u.until = at
+	rec := u.begun()
+	l.mu.Unlock()
+	return l.j.Append(rec)
+}
+
 func (l *ledger) created(u *upload, id s3.UploadID) error {
 	l.mu.Lock()
 	u.id = id
@@ -98,17 +110,20 @@ func (l *ledger) note(u *upload, p sentPart) error {
 	return l.j.Append(rec)
 }
 
-// find takes the upload of a key that no task has, nil if there is none.
+// find takes the upload of a key that no task has, nil if there is none. One that was answered comes first.
 func (l *ledger) find(key s3.Key) *upload {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	var found *upload
 	for _, u := range l.open {
-		if u.key == key && !u.busy {
-			u.busy = true
-			return u
+		if u.key == key && !u.busy && (found == nil || found.id == "" && (u.id != "" || u.number > found.number)) {
+			found = u
 		}
 	}
-	return nil
+	if found != nil {
+		found.busy = true
+	}
+	return found
 }
 
 // idle are the uploads that no task has at the moment; take says whether that is still so.
@@ -150,16 +165,22 @@ func (l *ledger) over(u *upload) error {
 	return l.j.Append(numbered(kindOver, u.number))
 }
 
-// known says that an upload is in the ledger.
-func (l *ledger) known(id s3.UploadID) bool {
+// strange leaves out of the uploads that are open on u's key those that were before u, and those that are in the ledger.
+// later says that another upload is in it, begun after u and without an ID yet, which may be one of the rest.
+func (l *ledger) strange(u *upload, open []s3.Upload) (rest []s3.Upload, later bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, u := range l.open {
-		if u.id == id {
-			return true
+	known := map[s3.UploadID]bool{}
+	for _, o := range l.open {
+		known[o.id] = true
+		later = later || o.key == u.key && o.number > u.number && o.id == ""
+	}
+	for _, o := range open {
+		if o.Key == u.key && !known[o.ID] && !slices.Contains(u.others, o.ID) {
+			rest = append(rest, o)
 		}
 	}
-	return false
+	return rest, later
 }
 
 func (l *ledger) part(u *upload, number int) (sentPart, bool) {
@@ -200,6 +221,13 @@ func appendString[S ~string](b []byte, s S) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }
 
+func appendTime(b []byte, t time.Time) []byte {
+	if t.IsZero() {
+		return append(b, 0)
+	}
+	return binary.AppendUvarint(b, uint64(t.UnixMilli()))
+}
+
 func (u *upload) begun() journal.Record {
 	rec := numbered(kindBegun, u.number)
 	b := binary.AppendUvarint(rec.Data, uint64(u.ino))
@@ -217,7 +245,7 @@ func (u *upload) begun() journal.Record {
 	for _, id := range u.others {
 		b = appendString(b, id)
 	}
-	rec.Data = b
+	rec.Data = appendTime(appendTime(b, u.since), u.until)
 	return rec
 }
 
@@ -264,6 +292,13 @@ func (r *reader) string() string {
 	return s
 }
 
+func (r *reader) time() time.Time {
+	if ms := r.uint(); ms > 0 {
+		return time.UnixMilli(int64(ms))
+	}
+	return time.Time{}
+}
+
 // replay takes one record. What follows the end of an upload, or is of one that is not known, says nothing.
 func (l *ledger) replay(rec journal.Record) error {
 	l.mu.Lock()
@@ -283,6 +318,9 @@ func (l *ledger) replay(rec journal.Record) error {
 		u.alone = r.uint() == 1
 		for n := r.uint(); n > 0 && !r.bad; n-- {
 			u.others = append(u.others, s3.UploadID(r.string()))
+		}
+		if len(r.b) > 0 {
+			u.since, u.until = r.time(), r.time()
 		}
 		if !r.bad {
 			l.open[number] = u

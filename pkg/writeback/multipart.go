@@ -22,6 +22,13 @@ import (
 // sweepEvery is how often uploads are looked for that nothing needs any more.
 const sweepEvery = 5 * time.Second
 
+// clockStep is how coarse a server tells the time. maxCreate is how long the answer to a creation is taken to have been
+// waited for when the process ended meanwhile.
+const (
+	clockStep = time.Second
+	maxCreate = time.Minute
+)
+
 // errChanged: an upload whose parts are all on the server, and that may have been completed, is of an older content.
 var errChanged = errors.New("the file changed since its upload was begun")
 
@@ -102,12 +109,22 @@ const mayListAgain = 30
 // begin creates an upload. It is in the journal before the server hears of it.
 func (e *Executor) begin(ctx context.Context, k *namespace.Task) (*upload, error) {
 	u := &upload{ino: k.Ino, key: k.Key, attr: k.Attr, sent: map[int]sentPart{}, busy: true}
+	var listed time.Time // by this node's clock
 	if !e.opt.Shared {
-		others, err := e.openOn(ctx, k.Key)
+		open, since, err := e.bucket.ListUploads(ctx, k.Key)
+		listed = time.Now()
 		switch {
 		case err == nil:
 			e.lists.Store(true)
-			u.others, u.alone = others, true
+			u.alone = true
+			for _, o := range open {
+				if o.Key == k.Key {
+					u.others = append(u.others, o.ID)
+				}
+			}
+			if !since.IsZero() {
+				u.since, u.until = since, since.Add(maxCreate)
+			}
 		case errors.Is(err, s3.ErrAuth) && !errors.Is(err, s3.ErrKeys) && !(e.lists.Load() && k.Attempts < mayListAgain):
 			// not every key may list uploads
 		case transient(err):
@@ -121,26 +138,14 @@ func (e *Executor) begin(ctx context.Context, k *namespace.Task) (*upload, error
 	switch {
 	case err == nil:
 		return u, e.ledger.created(u, id)
-	case errors.Is(err, s3.ErrUnavailable):
-		e.ledger.leave(u) // it may be there
+	case errors.Is(err, s3.ErrUnavailable): // it may be there
+		if !u.since.IsZero() {
+			err = errors.Join(err, e.ledger.unanswered(u, u.since.Add(time.Since(listed)+clockStep)))
+		}
+		e.ledger.leave(u)
 		return nil, err
 	}
 	return nil, errors.Join(err, e.ledger.over(u))
-}
-
-// openOn are the uploads that are open on a key.
-func (e *Executor) openOn(ctx context.Context, key s3.Key) ([]s3.UploadID, error) {
-	all, _, err := e.bucket.ListUploads(ctx, key)
-	if err != nil {
-		return nil, err
-	}
-	var ids []s3.UploadID
-	for _, u := range all {
-		if u.Key == key {
-			ids = append(ids, u.ID)
-		}
-	}
-	return ids, nil
 }
 
 // abort ends an upload of ours, also when the task itself was broken off. Where that fails, sweep tries again.
@@ -149,13 +154,17 @@ func (e *Executor) abort(ctx context.Context, u *upload) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortWait)
 	defer cancel()
 	defer context.AfterFunc(stopped, func() { time.AfterFunc(lastAbortWait, cancel) })()
-	ids := []s3.UploadID{u.id}
+	id := u.id
 	var err error
-	if u.id == "" {
-		ids, err = e.lost(ctx, u)
+	if id == "" {
+		var sure bool
+		if id, sure, err = e.lost(ctx, u); err == nil && !sure {
+			e.ledger.leave(u)
+			return
+		}
 	}
-	for _, id := range ids {
-		err = errors.Join(err, e.bucket.AbortUpload(ctx, u.key, id))
+	if err == nil && id != "" {
+		err = e.bucket.AbortUpload(ctx, u.key, id)
 	}
 	if err == nil {
 		err = e.ledger.over(u)
@@ -166,21 +175,44 @@ func (e *Executor) abort(ctx context.Context, u *upload) {
 	}
 }
 
-// lost finds the upload whose creation was not answered, if the server made it.
-func (e *Executor) lost(ctx context.Context, u *upload) ([]s3.UploadID, error) {
+// lost finds the upload whose creation was not answered; none when the server did not make it, or when it cannot be told
+// from those of others. Not sure means that a later look may find more.
+//
+// It is the only new one that was begun while the answer was waited for. So two mistakes are left. When the server did not
+// make ours, and somebody else began one on the same key in that time, theirs is taken for it. And when the server made it
+// only after that time, it stays there, empty, until the server's own rules or the volume's removal end it.
+func (e *Executor) lost(ctx context.Context, u *upload) (id s3.UploadID, sure bool, err error) {
 	if !u.alone {
 		e.log.Warn("an upload may be left on the server: it was not answered, and others write here too", "key", string(u.key))
-		return nil, nil
+		return "", true, nil
 	}
-	ids, err := e.openOn(ctx, u.key)
-	return slices.DeleteFunc(ids, func(id s3.UploadID) bool {
-		return slices.Contains(u.others, id) || e.ledger.known(id)
-	}), err
+	open, now, err := e.bucket.ListUploads(ctx, u.key)
+	if err != nil {
+		return "", false, err
+	}
+	found, later := e.ledger.strange(u, open)
+	if later {
+		return "", false, nil
+	}
+	found = slices.DeleteFunc(found, func(o s3.Upload) bool {
+		timed := !u.since.IsZero() && !o.Initiated.IsZero()
+		return timed && (o.Initiated.Before(u.since) || o.Initiated.After(u.until))
+	})
+	switch {
+	case len(found) == 0:
+		return "", now.IsZero() || now.After(u.until), nil
+	case len(found) == 1 && !u.since.IsZero() && !found[0].Initiated.IsZero():
+		return found[0].ID, true, nil
+	}
+	e.log.Warn("an upload may be left on the server: it was not answered, and cannot be told from those of others",
+		"key", string(u.key), "uploads", len(found))
+	return "", true, nil
 }
 
-// sweep aborts the uploads of inodes that have nothing to send any more.
+// sweep aborts the uploads of inodes that have nothing to send any more: the last one first, since one that was not answered
+// waits for those after it.
 func (e *Executor) sweep(ctx context.Context) {
-	for _, u := range e.ledger.idle() {
+	for _, u := range slices.Backward(e.ledger.idle()) {
 		if n, _ := e.tree.Pending(u.ino, math.MaxUint64); n > 0 || ctx.Err() != nil || !e.ledger.take(u) {
 			continue
 		}

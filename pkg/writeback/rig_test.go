@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -98,7 +97,6 @@ func (r *rig) start() {
 	}
 	r.tree = namespace.New(names)
 	r.fetcher = fetch.New(r.faults, fetch.Options{})
-	r.opt.Log = slog.New(slog.DiscardHandler)
 	r.guard = s3probe.NewGuard(r.faults)
 	if r.bucket.Quirks == nil {
 		r.guard.Know(s3probe.All(s3probe.Honoured))
