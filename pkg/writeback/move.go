@@ -183,8 +183,7 @@ func (e *Executor) place(ctx context.Context, k *namespace.Task, o s3.Info, ther
 		return e.duplicate(ctx, o, dst, s3.Condition{IfNoneMatch: true, Compared: true})
 	}
 	aside := dst + s3.Key(fmt.Sprintf(".conflict-%.8s", there.ETag))
-	e.log.Warn("an object stands where a directory moves to", "key", string(dst), "kept", string(aside))
-	if _, err := e.duplicate(ctx, *there, aside, s3.Condition{}); err != nil && !errors.Is(err, s3.ErrNotExist) {
+	if err := e.setAside(ctx, *there, aside); err != nil {
 		return s3.Info{}, err
 	}
 	return e.duplicate(ctx, o, dst, s3.Condition{IfMatch: there.ETag, Compared: true})

@@ -148,6 +148,38 @@ func TestMoveUnderOthers(t *testing.T) {
 	}
 }
 
+// Who listens hears of an object that was put aside when it is there, and not again because a copy had to be repeated.
+func TestMoveTellsOfWhatItPutsAside(t *testing.T) {
+	var mu sync.Mutex
+	var told []string
+	opt := small
+	var r *rig
+	opt.Aside = func(key, kept s3.Key) {
+		mu.Lock()
+		defer mu.Unlock()
+		told = append(told, string(key))
+		if _, err := r.bucket.Head(t.Context(), kept); err != nil {
+			t.Errorf("%q was told of too early: %v", kept, err)
+		}
+	}
+	r = newRig(t, opt)
+	r.fill("old/", 10)
+	r.put("new/sub-1/file-0001", []byte("theirs"))
+	r.learnDir("old")
+	var fails atomic.Int32
+	r.faulty(func(op s3fault.Op) s3fault.Action {
+		if op.Name == "Copy" && strings.Contains(string(op.Key), ".conflict-") && fails.Add(1) <= 2 {
+			return s3fault.FailBefore(nil)
+		}
+		return s3fault.Action{}
+	})
+	r.ok(r.tree.Rename(namespace.Op{}, inode.Root, "old", inode.Root, "new", 0))
+	r.flush()
+	if !slices.Equal(told, []string{"new/sub-1/file-0001"}) {
+		t.Errorf("told was of %q", told)
+	}
+}
+
 // Another's object of the very size of ours, where a directory moves to, is kept too.
 func TestMoveOntoSameSize(t *testing.T) {
 	r := newRig(t, small)

@@ -1,6 +1,7 @@
 package writeback
 
 import (
+	"context"
 	"errors"
 
 	"github.com/csi-s3/csi-s3/pkg/cache"
@@ -58,4 +59,20 @@ func (e *Executor) salvage(k *namespace.Task, found *s3.Info, cause error) error
 		"kept", [...]string{"nothing, since nothing was here", "what was here, under another name", "all"}[rest], "err", cause)
 	_, err := e.told(k, func() (string, error) { return e.tree.Salvage(k, rest, found) })
 	return err
+}
+
+// setAside keeps somebody else's object, which stands where a directory moves to, under another key, and tells of it.
+func (e *Executor) setAside(ctx context.Context, o s3.Info, kept s3.Key) error {
+	_, err := e.duplicate(ctx, o, kept, s3.Condition{})
+	switch {
+	case errors.Is(err, s3.ErrNotExist):
+		return nil // it went: so does the condition on it
+	case err != nil:
+		return err
+	}
+	e.log.Warn("an object stood where a directory moves to", "key", string(o.Key), "kept", string(kept))
+	if e.opt.Aside != nil {
+		e.opt.Aside(o.Key, kept)
+	}
+	return nil
 }

@@ -45,8 +45,12 @@ type Options struct {
 	// Conflict hears of a file whose name somebody else's object took: ours is now called kept. A Flush does not return
 	// before it does. It is called without locks and must not wait for the Executor.
 	Conflict func(ino inode.Ino, kept string)
-	Log      *slog.Logger     // nil: silent
-	Now      func() time.Time // nil: time.Now
+	// Aside hears of somebody else's object that stood at key, where a directory moves to: it is now at kept. A failed move
+	// may tell of one again. It is called as Conflict is, by several goroutines at once.
+	Aside func(key, kept s3.Key)
+
+	Log *slog.Logger     // nil: silent
+	Now func() time.Time // nil: time.Now
 }
 
 // Executor carries out the tasks of one volume's tree.
