@@ -12,7 +12,7 @@ type Volume struct {
 	CacheLimit     int64   // bytes that it may hold
 	HitRate        float64 // part of the read bytes that came from the cache, 0 to 1
 	HiddenKeys     int64   // keys that POSIX cannot name
-	Conflicts      int64   // since the mount: files whose names others' objects took
+	Conflicts      int64   // since the mount: files for whose names there were others' objects
 	Damaged        int64   // since the mount: blocks of the cache that the disk has changed
 	Quarantined    int     // files whose changes a loss of power made unusable
 	Failing        bool    // changes wait for the bucket and do not get there
@@ -41,7 +41,7 @@ var volumeGauges = [...]gauge{
 	{"csi_s3_cache_limit_bytes", "Bytes that the volume's cache may hold.", func(v Volume) float64 { return float64(v.CacheLimit) }},
 	{"csi_s3_cache_hit_ratio", "Part of the bytes read that came from the cache, 0 to 1.", func(v Volume) float64 { return v.HitRate }},
 	{"csi_s3_hidden_keys", "Keys of the bucket that POSIX cannot name and the mount does not show.", func(v Volume) float64 { return float64(v.HiddenKeys) }},
-	{"csi_s3_conflicts_total", "Files that others changed in the bucket while they were changed here; both are kept.", func(v Volume) float64 { return float64(v.Conflicts) }},
+	{"csi_s3_conflicts_total", "Files that others changed in the bucket while they were changed here, or made where a directory was moved to; both are kept.", func(v Volume) float64 { return float64(v.Conflicts) }},
 	{"csi_s3_cache_damaged_blocks_total", "Blocks of the volume's cache that the node's disk gave back other than they were stored.", func(v Volume) float64 { return float64(v.Damaged) }},
 	{"csi_s3_quarantined_files", "Files whose changes a loss of power made unusable; what is left is in the cache's directory quarantine.", func(v Volume) float64 { return float64(v.Quarantined) }},
 	{"csi_s3_uploads_failing", "1 while changes wait for the bucket and do not get there.", func(v Volume) float64 { return number(v.Failing) }},

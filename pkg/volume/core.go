@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -72,7 +73,7 @@ type core struct {
 	conditions *s3probe.Guard // the bucket, too
 
 	sick        atomic.Pointer[error] // why the journal takes no more changes
-	conflicts   atomic.Int64          // files whose names others' objects took
+	conflicts   atomic.Int64          // files for whose names there were others' objects
 	damages     atomic.Int64          // blocks of the cache that its disk has changed
 	quarantined int                   // files in the cache's quarantine
 
@@ -168,7 +169,8 @@ func assemble(fsys disk.FS, id identity, spec Spec) *core {
 	})
 	c.fetcher = fetch.New(c.bucket, fetch.Options{})
 	w := spec.tuning.writeback
-	w.Shared, w.Log, w.Conflict, w.Patience = policy.Access == vfs.ReadWriteMany, spec.Log, c.conflict, policy.IOTimeout
+	w.Shared, w.Log, w.Patience = policy.Access == vfs.ReadWriteMany, spec.Log, policy.IOTimeout
+	w.Conflict, w.Aside = c.conflict, c.aside
 	c.executor = writeback.New(c.tree, c.store, c.fetcher, sent, w)
 	c.fs = vfs.New(vfs.Options{
 		Tree: c.tree, Store: c.store, Fetcher: c.fetcher, Executor: c.executor, Remote: c.remote,
@@ -245,6 +247,14 @@ func (c *core) conflict(ino inode.Ino, kept string) {
 	c.conflicts.Add(1)
 	c.tell(ReasonConflict, "another client changed an object that was changed here too; both are kept, ours as %q in the same directory", kept)
 	c.fs.Conflict(ino, kept)
+}
+
+// aside hears that somebody else's object was put aside for one of ours.
+func (c *core) aside(key, kept s3.Key) {
+	c.log.Warn("another client made an object where a directory was moved to; it is kept beside it",
+		"volume", c.id, "key", string(key), "kept", string(kept))
+	c.conflicts.Add(1)
+	c.tell(ReasonConflict, "another client made an object where a directory was moved to; both are kept, theirs as %q", strings.TrimPrefix(string(kept), string(c.prefix)))
 }
 
 // damaged hears that the cache's disk gives back other bytes than it was given.

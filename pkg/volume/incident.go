@@ -17,7 +17,7 @@ type Reason string
 
 // Reasons.
 const (
-	ReasonConflict    Reason = "WriteConflict"     // others changed an object that was changed here too; both are kept
+	ReasonConflict    Reason = "WriteConflict"     // others changed an object that was changed here too, or made one where a directory was moved to; both are kept
 	ReasonLost        Reason = "ChangesLost"       // changes that no fsync covered did not survive a loss of power
 	ReasonSecret      Reason = "SecretRefused"     // a new secret does not work; the mount goes on with the old one
 	ReasonMountLost   Reason = "MountLost"         // the mount is gone; pods must restart

@@ -157,6 +157,37 @@ func TestIncidents(t *testing.T) {
 	}
 }
 
+// An object of others that stands where a directory was moved to is kept under another name, which is told, and counted.
+func TestPutAsideIsTold(t *testing.T) {
+	t.Parallel()
+	var h heard
+	b := s3mem.New("bucket")
+	s := spec(b)
+	s.Prefix, s.Incident = "p/", h.incident
+	upload(t, b, "p/d/f", "ours", s3.Attributes{})
+	c := running(t, diskmem.New(), "first", s)
+	defer closed(t, c)
+	if err := c.fs.Rename(t.Context(), who, inode.Root, "d", inode.Root, "e", 0); err != nil {
+		t.Fatal(err)
+	}
+	upload(t, b, "p/e/f", "theirs", s3.Attributes{})
+	drained(t, c)
+	found := contents(t, b)
+	delete(found, "p/.csi-s3/lease")
+	kept := ""
+	for name, content := range found {
+		if content == "theirs" {
+			kept, _ = strings.CutPrefix(name, "p/")
+		}
+	}
+	if len(found) != 2 || found["p/e/f"] != "ours" || !strings.HasPrefix(kept, "e/f.conflict-") {
+		t.Fatalf("the bucket has %q", found)
+	}
+	if st := (&Volume{core: c}).Status(); st.Conflicts != 1 || !h.has("WriteConflict", fmt.Sprintf("%q", kept)) {
+		t.Errorf("conflicts: %d, told is %q", st.Conflicts, h.all)
+	}
+}
+
 // A drain that ends before all is in the bucket says how many bytes are left and why, at once and as often as it is
 // asked, and so does the status, with the age of the oldest: with a server that is dead, silent, full, or refuses, and
 // with a cache that is full.

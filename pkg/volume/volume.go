@@ -72,7 +72,7 @@ type Status struct {
 	ErrorClass string  `json:"errorClass,omitempty"` // of LastError, one word
 	Failing    bool    `json:"failing"`              // changes wait, and there is a LastError
 
-	Conflicts   int64 `json:"conflicts"`   // since the mount: files whose names others' objects took
+	Conflicts   int64 `json:"conflicts"`   // since the mount: files for whose names there were others' objects
 	Damaged     int64 `json:"damaged"`     // since the mount: blocks of the cache that the node's disk has changed
 	Quarantined int   `json:"quarantined"` // files of which a loss of power left what is in the cache's quarantine
 
