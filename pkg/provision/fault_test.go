@@ -223,6 +223,34 @@ func TestRacingCreates(t *testing.T) {
 	}
 }
 
+// servers are what servers make of the conditions of a PUT, and the last moment before ours at which another's write is seen:
+// where the condition does not count, that is the look before the PUT.
+var servers = []struct {
+	quirk s3mem.Quirk
+	last  string
+}{{s3mem.Honours, "Put"}, {s3mem.Ignores, "Head"}, {s3mem.Refuses, "Head"}}
+
+// shared makes the bucket of that name, on a server that does as it likes with the conditions of a PUT.
+func (s *server) shared(t *testing.T, quirk s3mem.Quirk) {
+	t.Helper()
+	b := s.mem("shared")
+	b.Quirks = s3mem.Quirks{s3.PutIfNoneMatch: quirk, s3.PutIfMatch: quirk}
+	if err := b.CreateBucket(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// meanwhile calls f once, before the next request of that name: a HEAD only of the record itself.
+func (s *server) meanwhile(name string, id config.VolumeID, f func()) {
+	s.inject(func(_ int, op s3fault.Op) s3fault.Action {
+		if op.Name == name && (name != "Head" || op.Key == volmeta.Key(s3.Key(id.Prefix))) {
+			s.inject(nil)
+			f()
+		}
+		return s3fault.Action{}
+	})
+}
+
 // The other controller writes its record between our look and ours.
 func TestLostRace(t *testing.T) {
 	for what, c := range map[string]struct {
@@ -232,23 +260,49 @@ func TestLostRace(t *testing.T) {
 		"same":    {pvc, nil},
 		"another": {"pvc-other", provision.ErrExists},
 	} {
-		s := newServer()
-		if err := s.mem("shared").CreateBucket(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		for _, at := range []string{"List", "Put"} {
-			other := s.provisioner()
-			once := sync.OnceFunc(func() { create(t, other, request(t, c.name, "bucket", "shared", "prefix", at)) })
-			s.inject(func(_ int, op s3fault.Op) s3fault.Action {
-				if op.Name == at {
-					s.inject(nil)
-					once()
+		for _, x := range servers {
+			s := newServer()
+			s.shared(t, x.quirk)
+			for _, at := range []string{"List", x.last} {
+				other, happened := s.provisioner(), false
+				id := config.VolumeID{Bucket: "shared", Prefix: at + "/"}
+				s.meanwhile(at, id, func() {
+					happened = true
+					create(t, other, request(t, c.name, "bucket", "shared", "prefix", at))
+				})
+				_, err := s.provisioner().Create(t.Context(), request(t, pvc, "bucket", "shared", "prefix", at))
+				if !errors.Is(err, c.want) || !happened {
+					t.Errorf("%s at %s, quirk %d: %v, raced: %v", what, at, x.quirk, err, happened)
 				}
-				return s3fault.Action{}
+				if v := s.record(t, id); v.Name != c.name {
+					t.Errorf("%s at %s, quirk %d: the volume is %q's", what, at, x.quirk, v.Name)
+				}
+			}
+		}
+	}
+}
+
+// The other controller changes a record between our look and ours: what it wrote stays, and we say so.
+func TestLostRaceOfAChange(t *testing.T) {
+	for _, x := range servers {
+		for what, change := range map[string]func(p *provision.Provisioner, id config.VolumeID) error{
+			"expand": func(p *provision.Provisioner, id config.VolumeID) error {
+				_, err := p.Expand(t.Context(), id, none, 2<<30, 0)
+				return err
+			},
+			"release": func(p *provision.Provisioner, id config.VolumeID) error { return p.Delete(t.Context(), id, none) },
+		} {
+			s := newServer()
+			s.shared(t, x.quirk)
+			id := create(t, s.provisioner(), request(t, pvc, "bucket", "shared", "prefix", "p", "onDelete", "retain"))
+			s.meanwhile(x.last, id, func() {
+				if _, err := s.provisioner().Expand(t.Context(), id, none, 4<<30, 0); err != nil {
+					t.Error(err)
+				}
 			})
-			_, err := s.provisioner().Create(t.Context(), request(t, pvc, "bucket", "shared", "prefix", at))
-			if !errors.Is(err, c.want) {
-				t.Errorf("%s at %s: %v", what, at, err)
+			refuse(t, change(s.provisioner(), id), provision.ErrBusy)
+			if v := s.record(t, id); v.Capacity != 4<<30 || v.State != volmeta.Live {
+				t.Errorf("%s, quirk %d: %+v", what, x.quirk, v)
 			}
 		}
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/csi-s3/csi-s3/pkg/config"
 	"github.com/csi-s3/csi-s3/pkg/s3"
+	"github.com/csi-s3/csi-s3/pkg/s3/s3probe"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3sdk"
 	"github.com/csi-s3/csi-s3/pkg/volmeta"
 )
@@ -187,7 +188,8 @@ func size(n int64) string {
 	return config.FormatSize(n)
 }
 
-// open reaches the bucket of a volume and holds the volume until release.
+// open reaches the bucket of a volume, whose conditions count whatever the server makes of them, and holds the volume until
+// release.
 func (p *Provisioner) open(ctx context.Context, id config.VolumeID, secret config.Secret) (b s3.Bucket, release func(), err error) {
 	// A prefix without its slash would be one of other volumes too, as pvc-1 is of pvc-10.
 	if id.Bucket == "" || id.Prefix != "" && !strings.HasSuffix(id.Prefix, "/") || strings.HasPrefix(id.Prefix, "/") {
@@ -202,7 +204,7 @@ func (p *Provisioner) open(ctx context.Context, id config.VolumeID, secret confi
 		server.Close()
 		return nil, nil, p.fail(id, err)
 	}
-	return server.Bucket(id.Bucket), func() {
+	return s3probe.NewGuard(server.Bucket(id.Bucket)), func() {
 		unlock()
 		server.Close()
 	}, nil

@@ -1,7 +1,6 @@
 package volmeta_test
 
 import (
-	"context"
 	"errors"
 	"reflect"
 	"strings"
@@ -59,10 +58,11 @@ func TestLeaseFormat(t *testing.T) {
 
 // Of two writers that read the same record one learns of the other, whether the server has conditions or not.
 func TestLeaseIsComparedBeforeItIsReplaced(t *testing.T) {
-	for name, answer := range map[string]s3probe.Answer{"conditions": s3probe.Honoured, "no conditions": s3probe.Ignored} {
+	for name, quirk := range map[string]s3mem.Quirk{"honoured": s3mem.Honours, "ignored": s3mem.Ignores, "refused": s3mem.Refuses} {
 		t.Run(name, func(t *testing.T) {
-			ctx, b := t.Context(), s3probe.NewGuard(ignorant{s3mem.New("bucket"), answer == s3probe.Ignored})
-			b.Know(s3probe.Answers{s3.PutIfMatch: answer, s3.PutIfNoneMatch: answer})
+			ctx, mem := t.Context(), s3mem.New("bucket")
+			mem.Quirks = s3mem.Quirks{s3.PutIfMatch: quirk, s3.PutIfNoneMatch: quirk}
+			b := s3probe.NewGuard(mem)
 			if _, _, err := volmeta.ReadLease(ctx, b, "p/"); !errors.Is(err, s3.ErrNotExist) {
 				t.Fatal(err)
 			}
@@ -93,19 +93,6 @@ func TestLeaseIsComparedBeforeItIsReplaced(t *testing.T) {
 			}
 		})
 	}
-}
-
-// ignorant is a server that may ignore the conditions of a PUT.
-type ignorant struct {
-	*s3mem.Bucket
-	ignores bool
-}
-
-func (i ignorant) Put(ctx context.Context, key s3.Key, b s3.Body, attr s3.Attributes, cond s3.Condition) (s3.Info, error) {
-	if i.ignores {
-		cond = s3.Condition{}
-	}
-	return i.Bucket.Put(ctx, key, b, attr, cond)
 }
 
 // A broken lease is nobody's, of the next epoch, and to be waited for; the holder's next write of it fails.

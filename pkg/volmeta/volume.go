@@ -139,14 +139,13 @@ func read[T any](ctx context.Context, b s3.Bucket, key s3.Key, decode func([]byt
 }
 
 // Create stores the record of a volume that has none; s3.ErrPrecondition says that it has one, which may be the one of
-// an earlier try of the same call. A server without conditional writes is trusted to have none: whoever calls has
-// looked, and is the only controller.
+// an earlier try of the same call. b is as for WriteLease.
 func Create(ctx context.Context, b s3.Bucket, prefix s3.Key, v Volume) error {
 	return put(ctx, b, prefix, v, s3.Condition{IfNoneMatch: true})
 }
 
 // Replace stores the record in place of the one that Read returned with tag; s3.ErrPrecondition says that it has
-// changed since.
+// changed since. b is as for WriteLease.
 func Replace(ctx context.Context, b s3.Bucket, prefix s3.Key, v Volume, tag s3.ETag) error {
 	return put(ctx, b, prefix, v, s3.Condition{IfMatch: tag})
 }
@@ -157,9 +156,6 @@ func put(ctx context.Context, b s3.Bucket, prefix s3.Key, v Volume, cond s3.Cond
 		return err
 	}
 	_, err = store(ctx, b, Key(prefix), data, cond)
-	if errors.Is(err, s3.ErrNotSupported) {
-		_, err = store(ctx, b, Key(prefix), data, s3.Condition{})
-	}
 	return err
 }
 

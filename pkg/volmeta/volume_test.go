@@ -11,6 +11,7 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/s3"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3fault"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3mem"
+	"github.com/csi-s3/csi-s3/pkg/s3/s3probe"
 	"github.com/csi-s3/csi-s3/pkg/volmeta"
 )
 
@@ -72,34 +73,41 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
+// Of two writers one learns of the other, whatever the server makes of conditions.
 func TestReadCreateReplace(t *testing.T) {
-	ctx, b := t.Context(), s3mem.New("shared")
-	if _, _, err := volmeta.Read(ctx, b, "p/"); !errors.Is(err, s3.ErrNotExist) {
-		t.Fatal(err)
-	}
-	if err := volmeta.Create(ctx, b, "p/", record()); err != nil {
-		t.Fatal(err)
-	}
-	if err := volmeta.Create(ctx, b, "p/", record()); !errors.Is(err, s3.ErrPrecondition) {
-		t.Fatal("a second record:", err)
-	}
-	got, tag, err := volmeta.Read(ctx, b, "p/")
-	if err != nil || !reflect.DeepEqual(got, record()) {
-		t.Fatalf("%+v, %v", got, err)
-	}
-	got.Capacity++
-	if err := volmeta.Replace(ctx, b, "p/", got, tag); err != nil {
-		t.Fatal(err)
-	}
-	if err := volmeta.Replace(ctx, b, "p/", record(), tag); !errors.Is(err, s3.ErrPrecondition) {
-		t.Fatal("replaced what it had not read:", err)
-	}
-	if again, _, err := volmeta.Read(ctx, b, "p/"); err != nil || !reflect.DeepEqual(again, got) {
-		t.Fatalf("%+v, %v", again, err)
-	}
-	// Neighbours have records of their own.
-	if _, _, err := volmeta.Read(ctx, b, ""); !errors.Is(err, s3.ErrNotExist) {
-		t.Fatal(err)
+	for name, quirk := range map[string]s3mem.Quirk{"honoured": s3mem.Honours, "ignored": s3mem.Ignores, "refused": s3mem.Refuses} {
+		t.Run(name, func(t *testing.T) {
+			ctx, mem := t.Context(), s3mem.New("shared")
+			mem.Quirks = s3mem.Quirks{s3.PutIfMatch: quirk, s3.PutIfNoneMatch: quirk}
+			b := s3probe.NewGuard(mem)
+			if _, _, err := volmeta.Read(ctx, b, "p/"); !errors.Is(err, s3.ErrNotExist) {
+				t.Fatal(err)
+			}
+			if err := volmeta.Create(ctx, b, "p/", record()); err != nil {
+				t.Fatal(err)
+			}
+			if err := volmeta.Create(ctx, b, "p/", record()); !errors.Is(err, s3.ErrPrecondition) {
+				t.Fatal("a second record:", err)
+			}
+			got, tag, err := volmeta.Read(ctx, b, "p/")
+			if err != nil || !reflect.DeepEqual(got, record()) {
+				t.Fatalf("%+v, %v", got, err)
+			}
+			got.Capacity++
+			if err := volmeta.Replace(ctx, b, "p/", got, tag); err != nil {
+				t.Fatal(err)
+			}
+			if err := volmeta.Replace(ctx, b, "p/", record(), tag); !errors.Is(err, s3.ErrPrecondition) {
+				t.Fatal("replaced what it had not read:", err)
+			}
+			if again, _, err := volmeta.Read(ctx, b, "p/"); err != nil || !reflect.DeepEqual(again, got) {
+				t.Fatalf("%+v, %v", again, err)
+			}
+			// Neighbours have records of their own.
+			if _, _, err := volmeta.Read(ctx, b, ""); !errors.Is(err, s3.ErrNotExist) {
+				t.Fatal(err)
+			}
+		})
 	}
 }
 
@@ -134,32 +142,6 @@ func TestReadIsNeverAbsentByMistake(t *testing.T) {
 	}
 	if _, _, err := volmeta.Read(ctx, mem, ""); !errors.Is(err, s3.ErrNoBucket) {
 		t.Error(err)
-	}
-}
-
-// A server that knows no conditional writes gets plain ones.
-func TestWithoutConditions(t *testing.T) {
-	ctx, mem := t.Context(), s3mem.New("shared")
-	b := s3fault.New(mem)
-	b.Fault = func(op s3fault.Op) s3fault.Action {
-		if op.Name == "Put" && op.N%2 == 1 {
-			return s3fault.FailBefore(s3.ErrNotSupported)
-		}
-		return s3fault.Action{}
-	}
-	if err := volmeta.Create(ctx, b, "", record()); err != nil {
-		t.Fatal(err)
-	}
-	got, tag, err := volmeta.Read(ctx, b, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	got.State = volmeta.Deleting
-	if err := volmeta.Replace(ctx, b, "", got, tag); err != nil {
-		t.Fatal(err)
-	}
-	if again, _, err := volmeta.Read(ctx, b, ""); err != nil || again.State != volmeta.Deleting {
-		t.Fatalf("%+v, %v", again, err)
 	}
 }
 
