@@ -94,9 +94,13 @@ func (fs *FS) FlushTree(ctx context.Context, ino inode.Ino, progress func(left i
 	if _, err := fs.tree.Get(ino); err != nil {
 		return err
 	}
-	return fs.executor.Flush(ctx, 0, func(p writeback.Progress) {
+	err := fs.executor.Flush(ctx, 0, func(p writeback.Progress) {
 		if progress != nil {
 			progress(p.Bytes)
 		}
 	})
+	if err == nil && fs.drained != nil {
+		fs.drained(ctx)
+	}
+	return err
 }

@@ -157,9 +157,12 @@ type Options struct {
 	// Announce is asked by each fsync that does not wait for the bucket, when what it covers is durable on this node, without
 	// locks; its error is the fsync's. nil: nobody is to hear of it.
 	Announce func(context.Context) error
-	Usage    *Usage           // nil: counts from zero
-	Log      *slog.Logger     // nil: slog.Default
-	Now      func() time.Time // nil: time.Now
+	// Drained is told by each FlushTree that all is in the bucket, without locks, before that returns. nil: nobody is to hear
+	// of it.
+	Drained func(context.Context)
+	Usage   *Usage           // nil: counts from zero
+	Log     *slog.Logger     // nil: slog.Default
+	Now     func() time.Time // nil: time.Now
 }
 
 // FS is one mounted volume's file system. All methods are safe for concurrent use and take their deadline and
@@ -173,6 +176,7 @@ type FS struct {
 	policy   Policy
 	admit    func(context.Context) error
 	announce func(context.Context) error
+	drained  func(context.Context)
 	usage    *Usage
 	log      *slog.Logger
 	now      func() time.Time
@@ -191,7 +195,7 @@ type FS struct {
 func New(opt Options) *FS {
 	fs := &FS{
 		tree: opt.Tree, store: opt.Store, fetcher: opt.Fetcher, executor: opt.Executor, remote: opt.Remote,
-		policy: opt.Policy, admit: opt.Admit, announce: opt.Announce, usage: opt.Usage, log: opt.Log, now: opt.Now,
+		policy: opt.Policy, admit: opt.Admit, announce: opt.Announce, drained: opt.Drained, usage: opt.Usage, log: opt.Log, now: opt.Now,
 	}
 	if fs.policy.Access == ReadOnlyMany {
 		fs.policy.ReadOnly = true

@@ -144,10 +144,12 @@ func assemble(fsys disk.FS, id identity, spec Spec) *core {
 	c.conditions = s3probe.NewGuard(watched{spec.Bucket, c.health})
 	c.bucket = c.conditions
 	var admit, announce func(context.Context) error
+	var drained func(context.Context)
 	sent := c.bucket
 	if policy.Access != vfs.ReadWriteMany && policy.Access != vfs.ReadOnlyMany && !policy.ReadOnly {
 		c.lease = c.newLease(spec)
-		admit, announce, sent = c.lease.admit, c.lease.announce, fenced{c.bucket, c.lease}
+		admit, announce, drained = c.lease.admit, c.lease.announce, c.lease.drained
+		sent = fenced{c.bucket, c.lease, false}
 	}
 	dirMode := uint32(o.DirMode.Perm())
 	if o.DirMode&os.ModeSetgid != 0 {
@@ -174,7 +176,7 @@ func assemble(fsys disk.FS, id identity, spec Spec) *core {
 	c.executor = writeback.New(c.tree, c.store, c.fetcher, sent, w)
 	c.fs = vfs.New(vfs.Options{
 		Tree: c.tree, Store: c.store, Fetcher: c.fetcher, Executor: c.executor, Remote: c.remote,
-		Policy: policy, Admit: admit, Announce: announce, Usage: c.usage, Log: spec.Log,
+		Policy: policy, Admit: admit, Announce: announce, Drained: drained, Usage: c.usage, Log: spec.Log,
 	})
 	return c
 }
@@ -237,7 +239,7 @@ func (c *core) forfeit(why error) {
 func (c *core) unguarded(why error) {
 	c.log.Warn("changes are taken while the lease of the volume cannot be had: a node that reaches the bucket may take the volume over without them",
 		"volume", c.id, "err", why)
-	c.tell(ReasonUnguarded, "the bucket cannot be reached to say that this node has changes again: they are kept here, but a node that does reach it may take the volume over without them, and then they stay in the cache %s for 'csi-s3 recover'", c.lease.dir)
+	c.tell(ReasonUnguarded, "the bucket could not be told that this node has changes again: they are kept here, but a node that does reach it may take the volume over without them, and then they stay in the cache %s for 'csi-s3 recover'", c.lease.dir)
 }
 
 // conflict hears that somebody else's object took a file's name.
@@ -420,9 +422,9 @@ func (c *core) hitRate() float64 {
 	return max(0, 1-float64(f.Bytes-f.Ahead)/float64(read))
 }
 
-// drain waits until the bucket has all that was written before the call.
+// drain waits until the bucket has all that was written before the call, and the lease says so.
 func (c *core) drain(ctx context.Context) error {
-	err := c.executor.Flush(ctx, 0, nil)
+	err := c.fs.FlushTree(ctx, inode.Root, nil)
 	if w := c.executor.Status(); err != nil && w.LastError == nil {
 		// Write-back does not know yet that the server is silent.
 		if why := c.trouble(w); why != nil {

@@ -15,47 +15,65 @@ import (
 type fenced struct {
 	s3.Bucket
 	lease *lease
+	aside bool // what is sent is no change of the volume: see enter
 }
 
-// enter lets a request begin; ctx ends when the lease does. The caller calls leave.
-func (l *lease) enter(ctx context.Context) (_ context.Context, leave func(), err error) {
+// enter lets a request begin; ctx ends when the lease does. The caller calls leave. A request aside from the volume's changes
+// needs a lease that is ours, whatever it says, and waits for it to be so for their sake: a mount without changes asks for
+// nothing.
+func (l *lease) enter(ctx context.Context, aside bool) (_ context.Context, leave func(), err error) {
 	for waited := false; ; waited = true {
 		l.mu.Lock()
+		open := l.openLocked() || aside && l.held && l.now() < l.until
 		switch {
 		case l.lost != nil:
 			err = l.lost
 		case l.closed:
 			err = fmt.Errorf("%w: the mount ends: %w", errUnleased, s3.ErrUnavailable)
-		case l.openLocked():
+		case open:
 			l.request++
 			n := l.request
 			ctx, cancel := context.WithCancelCause(ctx)
 			l.running[n] = cancel
+			if !aside {
+				l.sending++
+			}
 			l.mu.Unlock()
-			return ctx, func() { l.leave(n) }, nil
-		case waited && l.err != nil:
+			return ctx, func() { l.leave(n, aside) }, nil
+		case waited && l.err != nil && !aside:
 			err = fmt.Errorf("%w: %w", errUnleased, l.err)
 		}
-		l.wanted = true
+		l.wanted = l.wanted || !aside
 		tried := l.tried
 		l.mu.Unlock()
 		if err != nil {
 			return nil, nil, err
 		}
-		l.kick()
+		var ending <-chan struct{}
+		if aside {
+			ending = l.ending
+		} else {
+			l.kick()
+		}
 		select {
 		case <-tried:
+		case <-ending:
+			return nil, nil, fmt.Errorf("%w: the mount ends: %w", errUnleased, s3.ErrUnavailable)
 		case <-ctx.Done():
 			return nil, nil, fmt.Errorf("%w: %w: %w", errUnleased, s3.ErrUnavailable, ctx.Err())
 		}
 	}
 }
 
-func (l *lease) leave(n uint64) {
+func (l *lease) leave(n uint64, aside bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.running[n](nil)
 	delete(l.running, n)
+	if !aside {
+		l.sending--
+		l.stirred = l.now()
+	}
 }
 
 // lapsed breaks off what runs when the lease is not surely held any more.
@@ -78,7 +96,7 @@ func (l *lease) breakLocked() {
 // within runs one request inside the fence.
 func within[T any](ctx context.Context, f fenced, op string, key s3.Key, request func(ctx context.Context) (T, error)) (T, error) {
 	var none T
-	ctx, leave, err := f.lease.enter(ctx)
+	ctx, leave, err := f.lease.enter(ctx, f.aside)
 	if err != nil {
 		return none, fmt.Errorf("%s %q was not sent: %w", op, string(key), err)
 	}
@@ -154,8 +172,9 @@ func (f fenced) AbortUpload(ctx context.Context, key s3.Key, id s3.UploadID) err
 // is known, but not for a server that does not answer.
 func (l *lease) admit(ctx context.Context) error {
 	l.mu.Lock()
-	l.wanted = true
+	l.stirLocked()
 	refused, open := l.lost, l.openLocked()
+	l.wanted = l.wanted || !open
 	wait := !l.held || l.now() >= l.until
 	wait = wait && l.failed == 0
 	tried := l.tried
@@ -200,8 +219,9 @@ func (l *lease) announce(ctx context.Context) error {
 	defer timer.Stop()
 	for {
 		l.mu.Lock()
-		l.wanted = true // also where it says dirty: an attempt that has not seen the changes may be about to say clean
-		over := l.marked || l.failed > 0 || l.lost != nil || l.closed
+		l.stirLocked() // an attempt that has not seen the changes may be about to say clean
+		l.wanted = l.wanted || !l.marked
+		over := l.marked || l.vain || l.lost != nil || l.closed
 		tried := l.tried
 		l.mu.Unlock()
 		if over {

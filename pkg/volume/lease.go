@@ -24,6 +24,15 @@ const (
 	leaseMargin = 15 * time.Second
 	// leaseRenew is how often a lease is renewed while something is dirty.
 	leaseRenew = 15 * time.Second
+	// leaseCalm is for how long nothing was changed or sent before a lease that says dirty is made to say clean. A database that
+	// syncs every millisecond is never calm for so long: its lease says dirty all the time, and no sync waits or pays for a
+	// record, which one that follows each upload at once would ask of it, twice. Whoever saves a file once a minute pays
+	// for two records, as without it, and leaves a dirty lease for these seconds only when its node dies. The worst is a change
+	// a little less often than this: two records each time, beside at least one request for the change itself.
+	leaseCalm = 2 * time.Second
+	// lateWrites is how many earlier writes of ours, the answers of which were lost, may come between a look at the record and
+	// a write of it.
+	lateWrites = 3
 	// leaseTry bounds one request for the lease.
 	leaseTry = 10 * time.Second
 	// leaseWait is how long a mount waits for the clean lease of another node, unless Spec.LeaseWait says otherwise.
@@ -55,8 +64,11 @@ var (
 //
 //   - Nothing that changes the bucket is sent unless the lease in the bucket is ours and says dirty, and not later than
 //     leaseTTL-leaseMargin after the request was sent that last made it so. What runs then is broken off.
-//   - The lease is renewed while there are changes that the bucket does not have, and says clean once there are none.
-//     Then it lapses, and others may take it over; what is changed after that waits for it to be acquired again.
+//   - The lease is renewed while there are changes that the bucket does not have, and says clean once there are none for
+//     leaseCalm, or none after a drain. Then it lapses, and others may take it over; what is changed after that waits for it
+//     to be acquired again.
+//   - One write of the record comes after the other, each under the condition that the record is the one before it. So no
+//     clean one that is late replaces a dirty one. An fsync returns once the record that its changes are in says dirty.
 //   - Once the lease in the bucket is another's it is lost for good.
 type lease struct {
 	volume, node string
@@ -72,8 +84,9 @@ type lease struct {
 	forfeit      func(error)                       // hears that the lease is lost
 	unguarded    func(error)                       // hears that changes are taken that another node may overtake
 
-	noted  bool // remember has succeeded; of the attempts, which come one after the other
-	stale  bool // the cache had changes when it was opened, and it has held the lease before
+	ending <-chan struct{} // closed when the mount begins to end
+	noted  bool            // remember has succeeded; of the attempts, which come one after the other
+	stale  bool            // the cache had changes when it was opened, and it has held the lease before
 	stop   context.CancelFunc
 	kicked chan struct{} // room for one
 	done   chan struct{} // closed when the loop has ended; nil: there was none
@@ -85,18 +98,23 @@ type lease struct {
 	serial  uint64                             // guarded by mu: of the last attempt
 	tag     s3.ETag                            // guarded by mu: of the record in the bucket; empty: not known
 	held    bool                               // guarded by mu: it was ours
-	marked  bool                               // guarded by mu: it says dirty
+	marked  bool                               // guarded by mu: it says dirty, and nothing is under way that makes it say clean
+	says    volmeta.LeaseState                 // guarded by mu: the record, when that was last known
 	until   time.Duration                      // guarded by mu: something may be sent
 	renewAt time.Duration                      // guarded by mu
 	retryAt time.Duration                      // guarded by mu
-	wanted  bool                               // guarded by mu: something was changed, or is to be sent, since the last attempt
+	wanted  bool                               // guarded by mu: it is to say dirty, and did not when that was found
+	stirs   uint64                             // guarded by mu: counts what was changed or synced
+	stirred time.Duration                      // guarded by mu: when something was last changed, synced or sent
 	failed  int                                // guarded by mu: attempts in a row
+	vain    bool                               // guarded by mu: the last of these was to make it say dirty, and got no answer to that
 	err     error                              // guarded by mu: of the last attempt
 	lost    error                              // guarded by mu
 	closed  bool                               // guarded by mu
 	warned  bool                               // guarded by mu: unguarded was called since the lease was last held
 	request uint64                             // guarded by mu: number of the last request
 	running map[uint64]context.CancelCauseFunc // guarded by mu
+	sending int                                // guarded by mu: of those that run, how many send changes
 	lapse   *time.Timer                        // guarded by mu: breaks off what runs; nil before the lease was held
 }
 
@@ -156,8 +174,9 @@ func (l *lease) acquire(ctx context.Context, patience time.Duration, again bool)
 	}
 }
 
-// start begins to keep the lease. It ends with close.
+// start begins to keep the lease. It ends with close; from the end of ctx on nobody waits for it aside.
 func (l *lease) start(ctx context.Context) {
+	l.ending = ctx.Done()
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx)) // it is kept until close, since what is sent until then needs it
 	l.stop, l.done = stop, make(chan struct{})
 	n, _ := l.dirty()
@@ -167,8 +186,8 @@ func (l *lease) start(ctx context.Context) {
 	go l.loop(ctx)
 }
 
-// close ends the keeping and gives the lease back if nothing is dirty; otherwise the lease says dirty. Nothing may be sent
-// any more. With an ended ctx the server is not told.
+// close ends the keeping and gives the lease back if nothing is dirty; otherwise the lease says dirty, or a person hears that
+// it may not. Nothing may be sent any more. With an ended ctx the server is not told.
 func (l *lease) close(ctx context.Context) {
 	if l.done != nil {
 		l.stop()
@@ -179,22 +198,27 @@ func (l *lease) close(ctx context.Context) {
 		l.lapse.Stop()
 	}
 	l.closed = true
-	marked, tell := l.marked, l.held && l.lost == nil && ctx.Err() == nil
+	marked, ours, warned := l.marked, l.held && l.lost == nil, l.warned
 	l.beatLocked()
 	l.mu.Unlock()
 	n, _ := l.dirty()
-	if !tell || n > 0 && marked {
+	if !ours || n > 0 && marked {
 		return
 	}
+	state := volmeta.LeaseReleased
 	if n > 0 {
-		// The attempt that was to say so was cut off above, or had not begun.
-		if err := l.write(ctx, volmeta.LeaseDirty); err != nil && !errors.Is(err, errLeaseLost) {
-			l.log.Warn("the lease of the volume may say clean: another node may take the volume over", "volume", l.volume, "changes", n, "err", err)
-		}
-		return
+		state = volmeta.LeaseDirty // the attempt that was to say so was cut off above, failed, or had not begun
 	}
-	if err := l.write(ctx, volmeta.LeaseReleased); err != nil && !errors.Is(err, errLeaseLost) {
+	err := ctx.Err()
+	if err == nil {
+		err = l.write(ctx, state)
+	}
+	switch {
+	case err == nil, errors.Is(err, errLeaseLost):
+	case n == 0:
 		l.log.Warn("the lease of the volume was not given back: the next node waits until it lapses", "volume", l.volume, "err", err)
+	case !warned:
+		l.unguarded(err)
 	}
 }
 
@@ -206,28 +230,92 @@ func (l *lease) loop(ctx context.Context) {
 			_ = l.attempt(ctx) // noted, and repeated
 			continue
 		}
-		if !due {
-			wait = leaseRenew
+		if rest := l.rest(); !due || rest < wait {
+			wait = rest
 		}
 		timer := time.NewTimer(max(wait, 0))
 		select {
 		case <-l.kicked:
 		case <-timer.C:
-			if !due {
-				l.look()
-			}
+			l.look()
 		case <-ctx.Done():
 		}
 		timer.Stop()
 	}
 }
 
-// look finds changes that got into the journal so long after admit that the lease says clean again.
+// rest is how long the loop sleeps before it looks.
+func (l *lease) rest() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.marked {
+		return leaseRenew
+	}
+	if rest := l.stirred + leaseCalm - l.now(); rest > 0 {
+		return rest
+	}
+	return leaseCalm
+}
+
+// look finds what nobody tells the lease: that nothing is left to send, or changes that got into the journal so long after
+// admit that the lease says clean again.
 func (l *lease) look() {
-	if n, _ := l.dirty(); n > 0 {
-		l.mu.Lock()
+	l.mu.Lock()
+	busy := l.marked && !l.calmLocked()
+	l.mu.Unlock()
+	if busy {
+		return
+	}
+	n, _ := l.dirty()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case n > 0 && !l.marked:
 		l.wanted = true
+	case n == 0 && l.marked && l.calmLocked():
+		l.renewAt = l.now()
+	}
+}
+
+// calmLocked says that nothing is sent, and nothing was changed for a while.
+func (l *lease) calmLocked() bool { return l.sending == 0 && l.now()-l.stirred >= leaseCalm }
+
+// stirLocked notes that something was changed or synced.
+func (l *lease) stirLocked() {
+	l.stirs++
+	l.stirred = l.now()
+}
+
+// drained is told that a drain has found all in the bucket. If that is so and nothing is changed meanwhile, the lease says it
+// when drained returns, unless its write fails, which is noted and repeated, or takes too long.
+func (l *lease) drained(ctx context.Context) {
+	timer := time.NewTimer(admitWait)
+	defer timer.Stop()
+	l.mu.Lock()
+	stirs := l.stirs
+	l.mu.Unlock()
+	for {
+		n, _ := l.dirty()
+		l.mu.Lock()
+		// What was changed since may be in no look yet, also not in that of an attempt under way.
+		if n > 0 || l.stirs != stirs || l.sending > 0 || l.says != volmeta.LeaseDirty || l.failed > 0 || l.lost != nil || l.closed || !l.serving {
+			l.mu.Unlock()
+			return
+		}
+		if l.marked {
+			l.stirred, l.renewAt = l.now()-leaseCalm, l.now()
+		}
+		tried := l.tried
 		l.mu.Unlock()
+		l.kick()
+		select {
+		case <-tried:
+		case <-timer.C:
+			l.log.Warn("the lease of the volume does not say yet that nothing is left to send", "volume", l.volume)
+			return
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
@@ -251,13 +339,12 @@ func (l *lease) attempt(ctx context.Context) error {
 	n, _ := l.dirty()
 	l.mu.Lock()
 	state := volmeta.LeaseClean
-	if l.wanted || n > 0 || len(l.running) > 0 {
+	if n > 0 || l.sending > 0 || l.wanted || l.marked && !l.calmLocked() {
 		state = volmeta.LeaseDirty
 	}
-	was := l.wanted
 	l.wanted = false
 	if state == volmeta.LeaseClean {
-		l.marked = false // from here on nothing is sent
+		l.marked = false // from here on no change is sent, and no fsync acknowledged
 	}
 	l.mu.Unlock()
 	err := l.write(ctx, state)
@@ -268,21 +355,23 @@ func (l *lease) attempt(ctx context.Context) error {
 		}
 		l.noted = err == nil
 	}
-	l.note(ctx, err, was || state == volmeta.LeaseDirty)
+	l.note(ctx, err, state)
 	return err
 }
 
-// note takes the end of an attempt up.
-func (l *lease) note(ctx context.Context, err error, wanted bool) {
+// note takes the end of an attempt up that was to make the lease say state.
+func (l *lease) note(ctx context.Context, err error, state volmeta.LeaseState) {
 	l.mu.Lock()
 	l.err = err
+	// One that found the record changed knows the server to answer: the next finds out who it was.
+	l.vain = err != nil && state == volmeta.LeaseDirty && !errors.Is(err, s3.ErrPrecondition)
 	if err == nil {
 		l.failed = 0
 		l.beatLocked()
 		l.mu.Unlock()
 		return
 	}
-	l.wanted = l.wanted || wanted
+	l.wanted = l.wanted || state == volmeta.LeaseDirty
 	l.retryAt = l.now() + min(maxPause, minPause<<min(l.failed, 10)) + rand.N(minPause)
 	if l.failed++; l.failed == 1 && ctx.Err() == nil && l.serving {
 		l.log.Warn("the lease of the volume cannot be had now: nothing is uploaded until then", "volume", l.volume, "err", err)
@@ -339,15 +428,25 @@ func (l *lease) write(ctx context.Context, state volmeta.LeaseState) error {
 	next.Serial, l.epoch = l.serial, next.Epoch
 	l.mu.Unlock()
 	written, err := l.put(ctx, next, tag)
-	if err != nil {
+	for late := 0; err != nil; late++ {
 		// It may have been applied all the same.
-		switch was, found, rerr := l.read(ctx); {
-		case rerr != nil:
-		case found != "" && was.Same(next):
-			written, err = found, nil
-		case found != tag:
-			err = fmt.Errorf("the lease was changed just now: %w: %w", s3.ErrPrecondition, err)
+		was, found, rerr := l.read(ctx)
+		if rerr != nil {
+			break
 		}
+		if found != "" && was.Same(next) {
+			written, err = found, nil
+			break
+		}
+		if found == tag {
+			break
+		}
+		if found == "" || was.Cache != next.Cache || was.Epoch != next.Epoch || late == lateWrites {
+			err = fmt.Errorf("the lease was changed just now: %w: %w", s3.ErrPrecondition, err)
+			break
+		}
+		tag, began = found, l.now() // it is an earlier one of ours
+		written, err = l.put(ctx, next, tag)
 	}
 	l.took(next, written, began, err)
 	return err
@@ -366,7 +465,8 @@ func (l *lease) took(r volmeta.Lease, tag s3.ETag, began time.Duration, err erro
 		}
 		return
 	}
-	l.held, l.warned, l.marked = true, false, r.State == volmeta.LeaseDirty
+	l.held, l.warned, l.says, l.marked = true, false, r.State, r.State == volmeta.LeaseDirty
+	l.wanted = l.wanted && !l.marked
 	l.until, l.renewAt = began+leaseTTL-leaseMargin, began+leaseRenew
 	if l.lapse == nil {
 		l.lapse = time.AfterFunc(l.until-l.now(), l.lapsed)

@@ -427,6 +427,8 @@ func TestFenceClosesInTime(t *testing.T) {
 		time.Sleep(time.Second)
 		drained(t, a.core)
 		a.wrote("g", "slow")
+		synctest.Wait()
+		want(t, b, "a", 1, volmeta.LeaseDirty)
 		last := time.Since(a.born) // at or after the last write of the lease
 		// The server takes no lease any more, and no object comes to an end.
 		a.faulty(func(op s3fault.Op) s3fault.Action {
