@@ -383,3 +383,60 @@ func TestTwoNodesOnAnyServer(t *testing.T) {
 		})
 	}
 }
+
+// What the server supports is asked behind the fence, too: nothing is written for it later than TTL less the margin after the lease
+// was last had, or when the machine slept. A mount without changes does not ask for the lease for its sake, and goes on
+// with it when it has changes; it never makes the lease say dirty.
+func TestProbeIsFenced(t *testing.T) {
+	for name, x := range map[string]struct{ sleeps, ends bool }{"slow": {}, "slept": {sleeps: true}, "ends": {ends: true}} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, b *s3mem.Bucket) {
+				a := newMember(t, b, "a")
+				a.spec.Server = "http://server"
+				var records atomic.Int32
+				a.faulty(func(op s3fault.Op) s3fault.Action {
+					if strings.HasPrefix(string(op.Key), ".csi-s3/probe/") {
+						return s3fault.Delay(3 * time.Second)
+					}
+					if op.Name == "Put" && op.Key == volmeta.LeaseKey("") {
+						records.Add(1)
+					}
+					return s3fault.Action{}
+				})
+				a.mounted()
+				if x.sleeps {
+					time.Sleep(time.Second)
+					a.skew.Add(int64(leaseTTL)) // no timer has fired
+				}
+				time.Sleep(time.Hour)
+				sent := a.requests()
+				switch last := sent[len(sent)-1]; {
+				case x.sleeps && last > time.Second, last > leaseTTL-leaseMargin:
+					t.Errorf("a request began after %v", last)
+				case !x.sleeps && len(sent) < 8:
+					t.Errorf("%d requests: the test tested nothing", len(sent))
+				}
+				if n := records.Load(); n != 1 {
+					t.Errorf("%d records of the lease of a mount that changes nothing", n)
+				}
+				a.script.Store(nil)
+				if x.ends {
+					begun := time.Now()
+					a.end()
+					if took := time.Since(begun); took > time.Second {
+						t.Errorf("the end waits %v for a probe that waits for the lease", took)
+					}
+					return
+				}
+				a.wrote("f", "hello")
+				time.Sleep(3 * time.Minute) // what was broken off is tried again
+				want(t, b, "a", 1, volmeta.LeaseDirty)
+				if _, err := b.Head(t.Context(), ".csi-s3/probe.json"); err != nil {
+					t.Error(err)
+				}
+				drained(t, a.core)
+				a.end()
+			})
+		})
+	}
+}

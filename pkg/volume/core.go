@@ -71,6 +71,7 @@ type core struct {
 	incident func(Reason, string) // nil: nobody listens
 
 	conditions *s3probe.Guard // the bucket, too
+	asked      s3.Bucket      // the bucket without it, for what the server supports
 
 	sick        atomic.Pointer[error] // why the journal takes no more changes
 	conflicts   atomic.Int64          // files for whose names there were others' objects
@@ -141,7 +142,8 @@ func assemble(fsys disk.FS, id identity, spec Spec) *core {
 		id: spec.ID, disk: fsys, policy: policy, usage: &vfs.Usage{}, server: spec.Server, prefix: spec.Prefix, log: spec.Log,
 		lost: map[cache.ID]s3.Key{}, health: &health{now: time.Now}, identity: id, incident: spec.Incident, stop: func() {},
 	}
-	c.conditions = s3probe.NewGuard(watched{spec.Bucket, c.health})
+	c.asked = watched{spec.Bucket, c.health}
+	c.conditions = s3probe.NewGuard(c.asked)
 	c.bucket = c.conditions
 	var admit, announce func(context.Context) error
 	var drained func(context.Context)
@@ -150,6 +152,7 @@ func assemble(fsys disk.FS, id identity, spec Spec) *core {
 		c.lease = c.newLease(spec)
 		admit, announce, drained = c.lease.admit, c.lease.announce, c.lease.drained
 		sent = fenced{c.bucket, c.lease, false}
+		c.asked = fenced{c.asked, c.lease, true}
 	}
 	dirMode := uint32(o.DirMode.Perm())
 	if o.DirMode&os.ModeSetgid != 0 {
@@ -378,7 +381,7 @@ func (c *core) start(ctx context.Context) {
 	c.wg.Go(func() { c.tend(ctx) })
 	c.wg.Go(func() { c.guard(ctx) })
 	if c.server != "" && !c.policy.ReadOnly {
-		c.wg.Go(func() { c.conditions.Learn(ctx, c.prefix+volmeta.Dir, c.server, c.log) })
+		c.wg.Go(func() { c.conditions.Learn(ctx, c.asked, c.prefix+volmeta.Dir, c.server, c.log) })
 	}
 	if c.policy.Capacity > 0 {
 		c.wg.Go(func() { c.count(ctx, held) })

@@ -20,11 +20,11 @@ const (
 
 // Learn keeps what the Guard knows up to date until ctx ends: by the record below dir, the driver's own directory of a volume,
 // or by a probe when there is none or it is too old. Requests that are sent meanwhile do not wait for it. server is
-// the URL of the endpoint.
-func (g *Guard) Learn(ctx context.Context, dir s3.Key, server string, log *slog.Logger) {
+// the URL of the endpoint. b is the bucket without a Guard, and with all else that is between a mount and its server.
+func (g *Guard) Learn(ctx context.Context, b s3.Bucket, dir s3.Key, server string, log *slog.Logger) {
 	pause := minPause
 	for ctx.Err() == nil {
-		wait, err := g.learn(ctx, dir, server, log)
+		wait, err := g.learn(ctx, b, dir, server, log)
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -45,8 +45,8 @@ func (g *Guard) Learn(ctx context.Context, dir s3.Key, server string, log *slog.
 }
 
 // learn finds out once, and returns for how long that holds.
-func (g *Guard) learn(ctx context.Context, dir s3.Key, server string, log *slog.Logger) (time.Duration, error) {
-	r, err := load(ctx, g.Bucket, dir, server)
+func (g *Guard) learn(ctx context.Context, b s3.Bucket, dir s3.Key, server string, log *slog.Logger) (time.Duration, error) {
+	r, err := load(ctx, b, dir, server)
 	switch {
 	case err == nil:
 		if age := time.Since(r.Made); age >= 0 && age < maxAge {
@@ -57,7 +57,7 @@ func (g *Guard) learn(ctx context.Context, dir s3.Key, server string, log *slog.
 	default:
 		return 0, err // a server that does not answer now is not asked more
 	}
-	r, err = Ask(ctx, g.Bucket, dir, server)
+	r, err = Ask(ctx, b, dir, server)
 	g.Know(r.Answers.merge(g.Answers()))
 	log.Info("the server was asked what it supports", "bucket", g.Name(), "lacks", r.Answers.lacking())
 	return maxAge, err

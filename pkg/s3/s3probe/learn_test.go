@@ -45,7 +45,7 @@ func learn(t *testing.T, mem *s3mem.Bucket, url string, fault func(s3fault.Op) s
 	// Ends with stop, which waits for it.
 	go func() {
 		defer close(done)
-		l.Learn(ctx, own, url, slog.New(slog.DiscardHandler))
+		l.Learn(ctx, b, own, url, slog.New(slog.DiscardHandler))
 	}()
 	l.stop = func() {
 		cancel()
