@@ -11,7 +11,6 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/csi-s3/csi-s3/pkg/cache"
@@ -35,7 +34,6 @@ var errDead = errors.New("the process is gone")
 
 // life is a volume with all its processes, from a seed.
 type life struct {
-	t       *testing.T
 	seed    uint64
 	rnd     *rand.Rand // of the life as a whole
 	bucket  *s3mem.Bucket
@@ -51,7 +49,6 @@ type life struct {
 	tally  map[string]int
 	hash   uint64
 	begun  time.Time
-	print  bool
 	lines  []string // all that happened
 }
 
@@ -70,9 +67,6 @@ func (l *life) trace(format string, args ...any) {
 	fmt.Fprintf(h, "%x %s", l.hash, line)
 	l.hash = h.Sum64()
 	l.lines = append(l.lines, line)
-	if l.print {
-		l.t.Log(line)
-	}
 }
 
 // logged enters what the volume logs into the trace.
@@ -193,10 +187,10 @@ func (p *process) gone() bool {
 }
 
 // newLife makes a bucket with some objects, and decides what kind of life it will be.
-func newLife(t *testing.T, seed uint64, print bool) *life {
+func newLife(seed uint64) *life {
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	l := &life{
-		t: t, seed: seed, rnd: rnd, bucket: s3mem.New("bucket"), tally: map[string]int{}, begun: time.Now(), print: print,
+		seed: seed, rnd: rnd, bucket: s3mem.New("bucket"), tally: map[string]int{}, begun: time.Now(),
 		options: config.DefaultMount(),
 	}
 	l.bucket.MinPart = 1 << 10
