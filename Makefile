@@ -12,7 +12,7 @@ export GOFLAGS := $(filter-out -buildvcs=false,$(GOFLAGS)) -buildvcs=false
 # test/e2e needs a cluster and has a target of its own; test/e2e/kube is Kubernetes itself and only ever built.
 NESTED := $(filter-out test/e2e%,$(shell git ls-files '*/go.mod' 2>/dev/null | xargs -r -n1 dirname))
 
-.PHONY: help build demo test conformance chaos sim e2e soak lint image image-all
+.PHONY: help build demo test conformance chaos sim replay e2e soak lint image image-all
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,25 +31,29 @@ conformance: ## csi-sanity, POSIX tests and the S3 suite on real servers and mou
 chaos: ## the real process is killed, loses its power and its network, again and again; part of test; needs root
 	cd test/chaos && $(GO) test -race -count=1 -v -timeout 40m .
 
-sim: ## 10,000 lives of a volume in virtual time, with faults and crashes from a seed
-	cd pkg/volume && CSI_S3_SIM_SEEDS=10000 $(GO) test -count=1 -v -timeout 30m -run 'TestSimulation$$' .
+sim: ## 10,000 lives of a volume in virtual time, with faults and crashes from a seed; part of test
+	cd test/sim && $(GO) test -count=1 -v -timeout 30m .
+
+replay: ## one of these lives again, exactly, and all that happens in it: make replay SEED=123
+	cd test/sim && CSI_S3_SIM_LIFE=$${SEED:?which seed} $(GO) test -count=1 -v -run 'TestLives$$' .
 
 e2e: ## chart and driver on a real single-node Kubernetes that it builds (10 minutes the first time) and starts; needs root
 	@test/e2e/packages.sh
 	cd test/e2e && $(GO) test -count=1 -v -timeout 45m .
 
-soak: ## the long figures: 3 GiB files, 20,000 objects, the whole Go tree, 1,000 kills, 200 power cuts; two hours, 10 GiB of disk
+soak: ## the long figures: 3 GiB files, 20,000 objects, the whole Go tree, 1,000 kills, 200 power cuts, 100,000 simulated lives; hours, 10 GiB of disk
 	cd test/conformance && CSI_S3_SOAK=1 $(GO) test -count=1 -v -timeout 2h -run 'Tree|LargeFile|Listing|Kill|Fsx|Partial|Move|SmallCache|Spill' .
 	cd test/chaos && CSI_S3_SOAK=1 $(GO) test -count=1 -v -timeout 4h .
+	cd test/sim && CSI_S3_SOAK=1 $(GO) test -count=1 -v -timeout 4h .
 
-# go test prints one line per package; the closing lines are what a reader of a CI log sees. The conformance suites build
-# the driver, which go test's cache does not see.
+# go test prints one line per package; the closing lines are what a reader of a CI log sees. Some suites build
+# what they test, which go test's cache does not see.
 test: ## all tests of all modules, with the race detector; as root with /dev/fuse also the real mounts
 	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; status=0; \
 	for dir in . $(NESTED); do \
 	  [ -n "$$(cd "$$dir" && $(GO) list ./... 2>/dev/null)" ] || continue; \
 	  echo "== go test $$dir"; \
-	  (cd "$$dir" && $(GO) test -race -timeout 40m $$(case "$$dir" in test/conformance|test/chaos) echo -count=1;; esac) ./...) 2>&1 | tee -a "$$log" || status=$$?; \
+	  (cd "$$dir" && $(GO) test -race -timeout 40m $$(case "$$dir" in test/conformance|test/chaos|test/sim) echo -count=1;; esac) ./...) 2>&1 | tee -a "$$log" || status=$$?; \
 	done; \
 	echo "== result"; grep -E '^(ok|FAIL|---|panic:)' "$$log" | tail -n 60 || true; \
 	exit $$status
