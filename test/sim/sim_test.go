@@ -47,7 +47,10 @@ func build(t *testing.T) string {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	root, err := exec.CommandContext(t.Context(), "go", "env", "GOROOT").Output()
+	source := filepath.Join("..", "..", "pkg", "volume")
+	env := exec.CommandContext(t.Context(), "go", "env", "GOROOT")
+	env.Dir = source
+	root, err := env.Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +60,7 @@ func build(t *testing.T) string {
 	}
 	binary := filepath.Join(dir, "volume.test")
 	cmd := exec.CommandContext(t.Context(), "go", "test", "-c", "-overlay", list, "-o", binary, ".")
-	cmd.Dir = filepath.Join("..", "..", "pkg", "volume")
+	cmd.Dir = source
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
@@ -160,7 +163,7 @@ func TestLives(t *testing.T) {
 		switch {
 		case err != nil:
 			bad++
-			t.Errorf("seed %d: %v", seed, err)
+			t.Errorf("seed %d, which make replay SEED=%d repeats: %v", seed, seed, err)
 			return
 		case l.Failed != "":
 			bad++
