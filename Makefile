@@ -51,7 +51,8 @@ soak: ## the long figures: 3 GiB files, 20,000 objects, the whole Go tree, 1,000
 test: ## all tests of all modules, with the race detector; as root with /dev/fuse also the real mounts
 	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; status=0; \
 	for dir in . $(NESTED); do \
-	  [ -n "$$(cd "$$dir" && $(GO) list ./... 2>/dev/null)" ] || continue; \
+	  packages=$$(cd "$$dir" && $(GO) list ./...); \
+	  [ -n "$$packages" ] || continue; \
 	  echo "== go test $$dir"; \
 	  (cd "$$dir" && $(GO) test -race -timeout 40m $$(case "$$dir" in test/conformance|test/chaos|test/sim) echo -count=1;; esac) ./...) 2>&1 | tee -a "$$log" || status=$$?; \
 	done; \
@@ -63,7 +64,7 @@ lint: bin/golangci-lint ## gofmt, go vet and golangci-lint on all modules
 	if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
 	@for dir in . $(NESTED) test/e2e; do \
 	  echo "== lint $$dir"; \
-	  (cd "$$dir"; [ -n "$$($(GO) list ./... 2>/dev/null)" ] || exit 0; \
+	  (cd "$$dir"; packages=$$($(GO) list ./...); [ -n "$$packages" ] || exit 0; \
 	   $(GO) vet ./... && $(CURDIR)/bin/golangci-lint run --config $(CURDIR)/.golangci.yml ./...); \
 	done
 

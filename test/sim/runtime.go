@@ -120,7 +120,7 @@ func overlay(src, dir string) (string, error) {
 	}
 	replace := map[string]string{}
 	for file, text := range texts {
-		to := filepath.Join(dir, strings.ReplaceAll(file, "/", "_"))
+		to := filepath.Join(dir, strings.ReplaceAll(file, "/", "_")+".txt") // no package of this tree
 		if err := os.WriteFile(to, []byte(text), 0o600); err != nil {
 			return "", err
 		}

@@ -32,7 +32,7 @@ func TestOverlay(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range changes {
-		text, err := os.ReadFile(filepath.Join(dir, strings.ReplaceAll(c.file, "/", "_")))
+		text, err := os.ReadFile(filepath.Join(dir, strings.ReplaceAll(c.file, "/", "_")+".txt"))
 		if err != nil || !strings.Contains(string(text), c.to) || strings.Contains(strings.ReplaceAll(string(text), c.to, ""), c.from) {
 			t.Errorf("%s is not changed, %v:\n%s", c.file, err, text)
 		}
