@@ -18,7 +18,7 @@ const module = "github.com/csi-s3/csi-s3/pkg/"
 // nothing of ours; x/helper may import x.
 var layers = map[string]string{
 	"driver":    "provision volume config metrics",
-	"provision": "volmeta s3 s3/s3sdk config metrics",
+	"provision": "volmeta s3 s3/s3probe s3/s3sdk config metrics",
 	"volume":    "fuse vfs namespace writeback fetch cache journal disk inode keeper volmeta s3 s3/s3probe s3/s3sdk config metrics",
 	"keeper":    "",
 	"kube":      "config",

@@ -3,6 +3,8 @@ package conformance_test
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -41,16 +43,23 @@ func ownMounts(t *testing.T) bool {
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	c := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.timeout=10m", "-test.v")
+	timeout := fmt.Sprintf("-test.timeout=%dm", scale(10, 60))
+	c := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", timeout, "-test.v")
 	c.Env = append(os.Environ(), inNamespace+"=1")
 	c.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	out, err := c.CombinedOutput()
-	if err != nil || testing.Verbose() {
-		t.Logf("%s", out)
+	var out bytes.Buffer
+	c.Stdout = &out
+	if testing.Verbose() {
+		c.Stdout = io.MultiWriter(os.Stdout, &out) // a long run is looked at while it lasts
+	}
+	c.Stderr = c.Stdout
+	err := c.Run()
+	if err != nil && !testing.Verbose() {
+		t.Logf("%s", out.Bytes())
 	}
 	if err != nil {
 		t.Error(err)
-	} else if bytes.Contains(out, []byte("no tests to run")) {
+	} else if bytes.Contains(out.Bytes(), []byte("no tests to run")) {
 		t.Errorf("%s did not run", t.Name())
 	}
 	return false
