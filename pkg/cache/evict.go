@@ -76,10 +76,16 @@ func (f *File) evict(n int64, safe uint64) (freed int64) {
 			break
 		}
 		f.sums.forget(r.Off, r.End)
-		if err := h.PunchHole(r.Off, r.End); err != nil {
+		err := h.PunchHole(r.Off, r.End)
+		f.clean.Remove(r.Off, r.End)
+		if err != nil {
+			// A part of them may be gone. Reap frees the rest.
+			f.trash.Add(r.Off, r.End)
+			f.store.mu.Lock()
+			f.store.ragged[f] = struct{}{}
+			f.store.mu.Unlock()
 			break
 		}
-		f.clean.Remove(r.Off, r.End)
 		freed += r.Len()
 	}
 	return freed
