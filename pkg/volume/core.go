@@ -191,9 +191,9 @@ func (c *core) newLease(spec Spec) *lease {
 		afterTTL: spec.Options.Takeover == "after-ttl", now: spec.tuning.clock, sightings: spec.sightings,
 		dirty: func() (int, int64) {
 			s := c.executor.Status()
-			if s.DirtyBytes == 0 && s.Queue > 0 {
-				// What a recovery found waits for a look at it, though nothing may be to do.
-				s.Queue = c.unsaved()
+			if s.Queue > 0 && !c.tree.AnyUnsaved() {
+				// What a recovery found waits for a look at it, though nothing may be to do. So does what was removed and is open.
+				s.Queue = 0
 			}
 			return s.Queue, s.DirtyBytes
 		},

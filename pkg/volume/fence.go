@@ -42,6 +42,10 @@ func (l *lease) enter(ctx context.Context, aside bool) (_ context.Context, leave
 			return ctx, func() { l.leave(n, aside) }, nil
 		case waited && l.err != nil && !aside:
 			err = fmt.Errorf("%w: %w", errUnleased, l.err)
+			if errors.Is(l.err, s3.ErrPrecondition) || errors.Is(l.err, s3.ErrNotExist) {
+				// That is said of the record, and not of what was not sent.
+				err = fmt.Errorf("%w: %w (%v)", errUnleased, s3.ErrUnavailable, l.err) //nolint:errorlint // see above
+			}
 		}
 		l.wanted = l.wanted || !aside
 		tried := l.tried
@@ -221,7 +225,10 @@ func (l *lease) announce(ctx context.Context) error {
 		l.mu.Lock()
 		l.stirLocked() // an attempt that has not seen the changes may be about to say clean
 		l.wanted = l.wanted || !l.marked
-		over := l.marked || l.vain || l.lost != nil || l.closed
+		over := l.marked || l.vain || l.closed
+		if l.lost != nil {
+			over = l.gone // only then an fsync knows that it may not be acknowledged
+		}
 		tried := l.tried
 		l.mu.Unlock()
 		if over {

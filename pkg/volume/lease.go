@@ -110,6 +110,7 @@ type lease struct {
 	vain    bool                               // guarded by mu: the last of these was to make it say dirty, and got no answer to that
 	err     error                              // guarded by mu: of the last attempt
 	lost    error                              // guarded by mu
+	gone    bool                               // guarded by mu: forfeit has returned
 	closed  bool                               // guarded by mu
 	warned  bool                               // guarded by mu: unguarded was called since the lease was last held
 	request uint64                             // guarded by mu: number of the last request
@@ -336,10 +337,14 @@ func (l *lease) due() (wait time.Duration, due bool) {
 
 // attempt makes the lease in the bucket say what is the case, and notes how that ended.
 func (l *lease) attempt(ctx context.Context) error {
+	l.mu.Lock()
+	stirs := l.stirs
+	l.mu.Unlock()
 	n, _ := l.dirty()
 	l.mu.Lock()
 	state := volmeta.LeaseClean
-	if n > 0 || l.sending > 0 || l.wanted || l.marked && !l.calmLocked() {
+	// What was changed or synced since the look may not be in it, however long ago that was by now.
+	if n > 0 || l.sending > 0 || l.wanted || l.marked && (!l.calmLocked() || l.stirs != stirs) {
 		state = volmeta.LeaseDirty
 	}
 	l.wanted = false
@@ -384,6 +389,7 @@ func (l *lease) note(ctx context.Context, err error, state volmeta.LeaseState) {
 		l.mu.Unlock()
 		l.forfeit(err) // before anybody who waits hears of it
 		l.mu.Lock()
+		l.gone = true
 	}
 	l.beatLocked()
 	l.mu.Unlock()
