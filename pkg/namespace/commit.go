@@ -38,14 +38,15 @@ func (t *Tree) Prepare(k *Task) error {
 	return nil
 }
 
-// finishTask takes a task off its node and lets the node be planned again.
-func (t *tree) finishTask(k *Task) {
+// finishTask takes a task off its node and lets the node be planned again. Unless it was done, what was changed before it is
+// still to go, not only what was changed meanwhile.
+func (t *tree) finishTask(k *Task, done bool) {
 	n := k.n
 	for _, key := range k.keys() {
 		delete(t.busy, key)
 	}
 	n.running = nil
-	if n.prepared && n.nextChanged != 0 {
+	if done && n.prepared && n.nextChanged != 0 {
 		n.changed, n.first, n.urgent = n.nextChanged, n.nextFirst, false
 	}
 	n.nextChanged, n.prepared = 0, false
@@ -83,7 +84,9 @@ func (t *Tree) Commit(k *Task, info s3.Info, moved map[s3.Key]s3.Info, write fun
 		t.lastErr = nil
 	}
 	n.attempts, n.lastErr, n.retry = 0, nil, time.Time{}
-	t.finishTask(k)
+	done := t.complete(n, k)
+	n.urgent = n.urgent && (done || n.nextChanged == 0) // who waits urges again
+	t.finishTask(k, done)
 	if t.broken != nil {
 		return t.broken
 	}
@@ -101,6 +104,20 @@ func (t *Tree) Commit(k *Task, info s3.Info, moved map[s3.Key]s3.Info, write fun
 		t.unblock()
 	}
 	return nil
+}
+
+// complete says that the bucket shows a node, under all its names and no others, at least as it was when the task was prepared.
+func (t *tree) complete(n *node, k *Task) bool {
+	if len(n.links) == 0 {
+		return len(n.objs) == 0
+	}
+	keys := t.wantKeys(n)
+	for _, key := range keys {
+		if o := n.objAt(key); o == nil || o.unsure || o.metaGen < k.metaGen || n.hasContent() && o.contGen < k.contGen {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(n.objs, func(o object) bool { return o.spill == 0 && !slices.Contains(keys, o.key) })
 }
 
 // purged notes that a prefix holds no object any more that is not the business of tracked inodes. It stays hidden, and is
@@ -143,6 +160,11 @@ func (t *tree) onTheWay(key s3.Key) bool {
 func (t *tree) stored(k *Task, info s3.Info) []*node {
 	n := k.n
 	var changed []*node
+	if m := t.owner[k.Key]; m != nil && k.Cond.IfMatch != "" {
+		if o := m.objAt(k.Key); o.answered && o.etag == k.Cond.IfMatch {
+			t.honest = true
+		}
+	}
 	if m := t.owner[k.Key]; m != nil && m != n {
 		m.dropObj(k.Key)
 		t.release(k.Key, m)
@@ -154,7 +176,7 @@ func (t *tree) stored(k *Task, info s3.Info) []*node {
 	if k.Content {
 		n.unspill()
 	}
-	o := object{key: k.Key, etag: info.ETag, size: info.Size, contGen: k.contGen, metaGen: k.metaGen}
+	o := object{key: k.Key, etag: info.ETag, size: info.Size, contGen: k.contGen, metaGen: k.metaGen, id: k.Attr.Meta[MetaWriteID], answered: true}
 	if old := n.objAt(k.Key); old != nil {
 		*old = o
 	} else {
@@ -213,6 +235,8 @@ func (t *tree) movedTo(k *Task, moved map[s3.Key]s3.Info) []*node {
 		t.moved[n] = struct{}{}
 		return changed
 	}
+	// It may have left the place that it has come to, for good as it seemed: now it is there again, or a directory above is.
+	n.purges = slices.DeleteFunc(n.purges, func(p purge) bool { return p == purge{src: k.DstPrefix} })
 	n.purges = append(n.purges, purge{k.SrcPrefix, k.DstPrefix})
 	n.origin = ""
 	if p, ok := t.remotePrefix(n); !ok || p != k.DstPrefix {
@@ -252,7 +276,7 @@ func (t *Tree) Fail(k *Task, err error, retry time.Time) {
 	t.mu.Lock()
 	defer t.unlock()
 	n := k.n
-	t.finishTask(k)
+	t.finishTask(k, false)
 	n.attempts++
 	if n.early {
 		n.spilling = false
@@ -267,7 +291,7 @@ func (t *Tree) Fail(k *Task, err error, retry time.Time) {
 func (t *Tree) Drop(k *Task) {
 	t.mu.Lock()
 	defer t.unlock()
-	t.finishTask(k)
+	t.finishTask(k, false)
 	t.schedule(k.n, t.dueAt(k.n))
 	t.unblock()
 }
@@ -283,17 +307,25 @@ func (t *Tree) Needed(k *Task) bool {
 // because it is a copy that we were about to make): then a failed precondition was our own earlier, unacknowledged
 // attempt. Adopt tells the tree its ETag so that the task can be tried again.
 func (t *Tree) Ours(k *Task, info s3.Info) bool {
-	if strings.HasPrefix(info.Meta[MetaWriteID], t.opt.WriterID+"-") {
-		return true
-	}
+	ours := strings.HasPrefix(info.Meta[MetaWriteID], t.opt.WriterID+"-")
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	m := t.owner[k.Key]
 	if m == nil {
-		return false
+		return ours
 	}
 	o := m.objAt(k.Key)
+	if ours {
+		return !t.kept(o, info)
+	}
 	return o.unsure && o.etag != "" && o.etag == info.ETag
+}
+
+// kept says that somebody else has replaced an object and kept its metadata, as other programs do: each request of ours that
+// makes one has a write-id of its own. Some servers name another ETag in their answers than the object then has: what they
+// say counts once a condition on it has held.
+func (t *tree) kept(o *object, info s3.Info) bool {
+	return (t.honest || !o.answered) && o.id != "" && o.id == info.Meta[MetaWriteID] && o.etag != info.ETag
 }
 
 // Marked are the attributes for a copy of an object that Ours shall know by its write-id: those of the object, with one
@@ -339,6 +371,8 @@ func (t *Tree) Recheck(ino inode.Ino, src Source, found *s3.Info) (bool, error) 
 		return false, nil // all our changes are in the bucket: this one is not ours
 	case found != nil && found.ETag == b.etag:
 		return false, nil
+	case found != nil && t.kept(b, *found):
+		return false, nil
 	case found == nil || !t.wrote(n, *found):
 		// Gone, or another file has the name: the same bytes may be at another key.
 		for _, o := range n.objs {
@@ -351,7 +385,7 @@ func (t *Tree) Recheck(ino inode.Ino, src Source, found *s3.Info) (bool, error) 
 		}
 		return false, nil
 	}
-	b.etag, b.size, b.metaGen = found.ETag, found.Size, 0
+	b.etag, b.size, b.metaGen, b.id, b.answered = found.ETag, found.Size, 0, found.Meta[MetaWriteID], false
 	return true, t.append(n)
 }
 
@@ -365,7 +399,7 @@ func (t *Tree) Adopt(k *Task, info s3.Info) {
 // adopt takes the object at the task's key for what it is now, and returns the nodes that changed.
 func (t *tree) adopt(k *Task, info s3.Info) []*node {
 	n := k.n
-	t.finishTask(k)
+	t.finishTask(k, false)
 	defer t.unblock()
 	changed := []*node{n}
 	m := t.owner[k.Key]
@@ -378,11 +412,11 @@ func (t *tree) adopt(k *Task, info s3.Info) []*node {
 		}
 	}
 	if m == nil {
-		n.objs = append(n.objs, object{key: k.Key, etag: info.ETag, size: info.Size})
+		n.objs = append(n.objs, object{key: k.Key, etag: info.ETag, size: info.Size, id: info.Meta[MetaWriteID]})
 		t.claim(k.Key, n)
 	} else {
 		o := m.objAt(k.Key)
-		o.etag, o.size, o.metaGen, o.unsure, o.spill = info.ETag, info.Size, 0, false, 0
+		o.etag, o.size, o.metaGen, o.unsure, o.spill, o.id, o.answered = info.ETag, info.Size, 0, false, 0, info.Meta[MetaWriteID], false
 	}
 	t.schedule(n, t.dueAt(n))
 	return changed
@@ -416,7 +450,7 @@ func (t *Tree) Conflict(k *Task, foreign *s3.Info) (kept string, err error) {
 		}
 		return "", t.append(changed...)
 	}
-	t.finishTask(k)
+	t.finishTask(k, false)
 	defer t.unblock()
 	changed := []*node{n}
 	if m := t.owner[k.Key]; m != nil {

@@ -381,10 +381,13 @@ func (t *tree) leavePlace(n *node) {
 	}
 	origin := t.origins(n)
 	leave := func(place s3.Key, seen func(prefix s3.Key) bool) {
+		if origin != "" && isUnder(place, origin) {
+			return // that is where its own children lie
+		}
 		others := func(d *node) bool {
 			return slices.ContainsFunc(d.purges, func(p purge) bool { return seen(p.src) }) || (seen(d.origin) || seen(d.heading)) && !n.inside(d)
 		}
-		if place != origin && (t.under[place] > 0 || t.leftBelow(place)) && !t.anyMoved(others) {
+		if (t.under[place] > 0 || t.leftBelow(place)) && !t.anyMoved(others) {
 			n.purges = append(n.purges, purge{src: place})
 		}
 	}

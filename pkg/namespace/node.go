@@ -19,6 +19,10 @@ type object struct {
 	// unsure: a request that makes, replaces or removes it was sent, and nothing is known of its outcome. It has no state.
 	// It is ours when it carries our write-id or has this etag: that of what was to be copied, replaced or removed.
 	unsure bool
+	// id is the write-id of an object that this process has made or looked at. It is not in the journal.
+	// answered says that its ETag is of the answer to a request that made it, and not of a look at it.
+	id       string
+	answered bool
 	// spill is not 0 for an object that holds a part of the file's bytes, sent while the file is written.
 	// at is where in the file it begins.
 	spill uint64

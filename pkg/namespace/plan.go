@@ -99,7 +99,7 @@ func (t *tree) start(n *node, k *Task) error {
 		if o.unsure {
 			return nil
 		}
-		*o = object{key: o.key, etag: o.etag, size: o.size, unsure: true}
+		*o = object{key: o.key, etag: o.etag, size: o.size, unsure: true, id: o.id, answered: o.answered}
 	default:
 		return nil
 	}
@@ -146,6 +146,12 @@ func (t *tree) plan(n *node) (*Task, verdict) {
 		return t.planDelete(n, nil, ended)
 	}
 	keys := t.wantKeys(n)
+	if n.hasContent() && !slices.ContainsFunc(keys, func(key s3.Key) bool { o := n.objAt(key); return o == nil || o.unsure || o.contGen < n.baseGen() }) {
+		// What is written again and again may be sent again and again: old names do not wait for the end of that.
+		if k, _ := t.planDelete(n, keys, inSync); k != nil {
+			return k, inSync
+		}
+	}
 	k, v := t.planWrite(n, keys)
 	if k == nil && v == inSync {
 		k, v = t.planDelete(n, keys, inSync)

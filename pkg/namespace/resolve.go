@@ -147,6 +147,7 @@ func (t *Tree) Learn(dir inode.Ino, name string, version uint64, r Remote) (Node
 		if !c.isDir() && !r.IsDir && len(c.objs) > 0 && c.objs[0].etag == r.Info.ETag {
 			if !c.known && r.Known {
 				t.setAttr(c, r.Info)
+				c.objs[0].id = r.Info.Meta[MetaWriteID]
 			}
 			return c.copyOut(), nil
 		}
@@ -176,7 +177,7 @@ func (t *Tree) Learn(dir inode.Ino, name string, version uint64, r Remote) (Node
 		key += "/"
 	}
 	if !r.IsDir || r.Info.ETag != "" {
-		n.objs = []object{{key: key, etag: r.Info.ETag, size: r.Info.Size, contGen: n.contGen, metaGen: n.metaGen}}
+		n.objs = []object{{key: key, etag: r.Info.ETag, size: r.Info.Size, contGen: n.contGen, metaGen: n.metaGen, id: r.Info.Meta[MetaWriteID]}}
 	}
 	if d.idle != nil {
 		t.idle.Remove(d.idle)
@@ -312,7 +313,7 @@ func (t *Tree) LearnAttr(ino inode.Ino, key s3.Key, info *s3.Info) (Node, error)
 		n.objs = nil
 	}
 	n.dropObj(key)
-	n.objs = append(n.objs, object{key: key, etag: info.ETag, size: info.Size, contGen: n.contGen, metaGen: n.metaGen})
+	n.objs = append(n.objs, object{key: key, etag: info.ETag, size: info.Size, contGen: n.contGen, metaGen: n.metaGen, id: info.Meta[MetaWriteID]})
 	if n.tracked {
 		n.wantMarker = n.isDir()
 		t.claim(key, n)

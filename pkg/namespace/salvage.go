@@ -25,7 +25,7 @@ func (t *Tree) Salvage(k *Task, rest Rest, found *s3.Info) (kept string, err err
 	t.mu.Lock()
 	defer t.unlock()
 	n := k.n
-	t.finishTask(k)
+	t.finishTask(k, false)
 	defer t.unblock()
 	now := t.opt.Now()
 	changed := []*node{n}

@@ -58,6 +58,7 @@ type tree struct {
 	unsettled map[*node]struct{}
 	wake      chan struct{}
 	lastErr   error
+	honest    bool // a condition on an ETag that was in an answer has held
 
 	idle *list.List  // of *node
 	gone []inode.Ino // to be told once mu is released

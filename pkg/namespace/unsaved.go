@@ -43,6 +43,23 @@ func (t *Tree) Unsaved() []Unsaved {
 	return list
 }
 
+// AnyUnsaved says that the bucket lacks something that can still get there. What was removed, and never got there, does not
+// count, though a program has it open. It looks only at what waits.
+func (t *Tree) AnyUnsaved() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for n := range t.unsettled {
+		if u := t.unsaved(n); u.Moved || len(u.Paths) > 0 && (u.New || u.Bytes || u.Attributes) {
+			return true
+		}
+		// What was sent, and is to be removed again, may be there.
+		if len(n.links) == 0 && slices.ContainsFunc(n.objs, func(o object) bool { return o.unsure }) && n != t.root {
+			return true
+		}
+	}
+	return false
+}
+
 func (t *tree) unsaved(n *node) Unsaved {
 	u := Unsaved{Node: n.copyOut(), Xattrs: maps.Clone(n.xattrs), Below: n.origin}
 	want := map[s3.Key]bool{}

@@ -191,12 +191,13 @@ func (e *Executor) place(ctx context.Context, k *namespace.Task, o s3.Info, ther
 
 // madeOf says that of an object and what stands at its destination (nil: nothing) one is the copy of the other, as both
 // were listed: after a Move that turned back the original is at the destination. Where the ETags differ, what a copy is
-// marked with is looked for.
+// marked with is looked for. All objects without bytes have one ETag, and what they are is in their attributes: where a
+// symbolic link points to.
 func (e *Executor) madeOf(ctx context.Context, o s3.Info, there *s3.Info) (bool, error) {
 	switch {
 	case there == nil || o.Size != there.Size:
 		return false, nil
-	case o.ETag == there.ETag:
+	case o.ETag == there.ETag && o.Size > 0:
 		return true, nil
 	}
 	src, err := e.asListed(ctx, o)
@@ -207,7 +208,11 @@ func (e *Executor) madeOf(ctx context.Context, o s3.Info, there *s3.Info) (bool,
 	if err != nil {
 		return false, err
 	}
-	return e.bearsMark(dst, src) || e.bearsMark(src, dst), nil
+	same := func() bool {
+		a, b := s3.Attributes{Meta: src.Meta, ContentType: src.ContentType}, s3.Attributes{Meta: dst.Meta, ContentType: dst.ContentType}
+		return o.ETag == there.ETag && sameAttributes(a, b)
+	}
+	return same() || e.bearsMark(dst, src) || e.bearsMark(src, dst), nil
 }
 
 // asListed looks up all of an object that a listing showed. One that changed or went since has to be listed anew.

@@ -219,12 +219,12 @@ func (e *Executor) do(k *namespace.Task) error {
 		err = e.tree.Commit(k, r.info, r.moved, nil)
 	case k.Verb == namespace.Spill:
 		defer r.snap.Release()
-		err = e.tree.Commit(k, r.info, nil, func(recs ...journal.Record) error {
+		err = e.tree.Commit(k, r.info, nil, e.unlessPoisoned(func(recs ...journal.Record) error {
 			return r.snap.Spill(k.Number, r.spill.Off, r.spill.End, recs...)
-		})
+		}))
 	default:
 		defer r.snap.Release()
-		err = e.tree.Commit(k, r.info, r.moved, r.snap.Commit)
+		err = e.tree.Commit(k, r.info, r.moved, e.unlessPoisoned(r.snap.Commit))
 	}
 	if err != nil {
 		// The bucket has it, the journal does not: after a restart it is found by its write-id and done again.
@@ -232,6 +232,18 @@ func (e *Executor) do(k *namespace.Task) error {
 		return endedError{err}
 	}
 	return nil
+}
+
+// unlessPoisoned writes the tree's records alone when the disk has failed the file since its snapshot was sent: the bucket has
+// what it has, and a journal that is well is not to end all other files' work.
+func (e *Executor) unlessPoisoned(write func(...journal.Record) error) func(...journal.Record) error {
+	return func(recs ...journal.Record) error {
+		err := write(recs...)
+		if errors.Is(err, cache.ErrPoisoned) {
+			return e.ledger.j.Append(recs...)
+		}
+		return err
+	}
 }
 
 // delete removes the task's object. What it leaves, because it is not ours, is returned.
@@ -268,6 +280,8 @@ func (e *Executor) refuse(k *namespace.Task, err error) error {
 	case errors.Is(err, errUnneeded):
 		e.tree.Drop(k)
 		return nil
+	case k.SrcPrefix != "":
+		// Of a directory, so it is one of its objects that others changed: the next attempt sees what is there now.
 	case errors.As(err, &taken) && taken.ours:
 		e.tree.Adopt(k, *taken.found)
 		return nil
@@ -276,7 +290,7 @@ func (e *Executor) refuse(k *namespace.Task, err error) error {
 		return e.salvage(k, found, err)
 	}
 	switch {
-	case errors.As(err, &taken):
+	case k.SrcPrefix == "" && errors.As(err, &taken):
 		kept, cerr := e.conflict(k, taken.found)
 		e.log.Warn("object was changed by others", "ino", k.Ino, "key", string(k.Key), "kept", kept, "err", err)
 		return cerr
