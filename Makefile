@@ -41,10 +41,11 @@ e2e: ## chart and driver on a real single-node Kubernetes that it builds (10 min
 	@test/e2e/packages.sh
 	cd test/e2e && $(GO) test -count=1 -v -timeout 45m .
 
-soak: ## the long figures: 3 GiB files, 20,000 objects, the whole Go tree, 1,000 kills, 200 power cuts, 100,000 simulated lives; hours, 10 GiB of disk
+soak: ## the long figures: 3 GiB files, 20,000 objects, the whole Go tree, 1,000 kills, 200 power cuts, 100,000 simulated lives, every call failing; hours, 10 GiB of disk
 	cd test/conformance && CSI_S3_SOAK=1 $(GO) test -count=1 -v -timeout 2h -run 'Tree|LargeFile|Listing|Kill|Fsx|Partial|Move|SmallCache|Spill' .
 	cd test/chaos && CSI_S3_SOAK=1 $(GO) test -count=1 -v -timeout 4h .
 	cd test/sim && CSI_S3_SOAK=1 $(GO) test -count=1 -v -timeout 4h .
+	cd pkg/volume && CSI_S3_SOAK=1 $(GO) test -count=1 -v -timeout 4h -run 'NthCall|ACE' .
 
 # go test prints one line per package; the closing lines are what a reader of a CI log sees. Some suites build
 # what they test, which go test's cache does not see.
