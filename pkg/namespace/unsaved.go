@@ -53,7 +53,8 @@ func (t *Tree) AnyUnsaved() bool {
 			return true
 		}
 		// What was sent, and is to be removed again, may be there.
-		if len(n.links) == 0 && slices.ContainsFunc(n.objs, func(o object) bool { return o.unsure }) && n != t.root {
+		keys := t.wantKeys(n)
+		if slices.ContainsFunc(n.objs, func(o object) bool { return o.unsure && !slices.Contains(keys, o.key) }) {
 			return true
 		}
 	}
