@@ -42,6 +42,8 @@ func (e *Executor) Flush(ctx context.Context, ino inode.Ino, progress func(Progr
 		}
 	}
 	urge()
+	again := time.NewTicker(poll)
+	defer again.Stop()
 	for {
 		beat := e.ended.next()
 		n, last := e.tree.Pending(ino, seq)
@@ -79,25 +81,21 @@ func (e *Executor) Flush(ctx context.Context, ino inode.Ino, progress func(Progr
 		if progress != nil {
 			progress(left)
 		}
-		timer := time.NewTimer(poll)
 		select {
 		case <-beat:
 			if n > long {
 				_ = sleep(ctx, restLong) // the next round sees that ctx ended
 			}
-		case <-timer.C:
+		case <-again.C:
 			urge() // a change may have been put back into the queue
 		case <-ctx.Done():
-			timer.Stop()
 			return unflushed(left, ctx.Err(), last)
 		case <-e.stopping.Done():
-			timer.Stop()
 			if halted := e.Halted(); halted != nil {
 				return unflushed(left, halted, nil)
 			}
 			return unflushed(left, ErrStopped, last)
 		}
-		timer.Stop()
 	}
 }
 
