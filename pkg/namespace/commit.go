@@ -25,6 +25,11 @@ func (t *Tree) Prepare(k *Task) error {
 		k.Attr = s3.Attributes{Meta: map[string]string{MetaWriteID: id}}
 		return nil
 	}
+	if k.again {
+		k.Attr = s3.Attributes{Meta: maps.Clone(n.sent.Meta), ContentType: n.sent.ContentType}
+		k.Attr.Meta[MetaWriteID], k.metaGen = id, n.sentMeta
+		return nil
+	}
 	meta, err := encodeAttr(n.attr, n.target, n.xattrs, n.extra, id)
 	if err != nil {
 		return err
@@ -34,22 +39,27 @@ func (t *Tree) Prepare(k *Task) error {
 	if k.Content {
 		k.contGen = n.contGen
 	}
-	n.prepared = true
+	if !n.aimed {
+		n.aimed, n.aimCont, n.aimMeta = true, n.contGen, n.metaGen
+	}
 	return nil
 }
 
-// finishTask takes a task off its node and lets the node be planned again. Unless it was done, what was changed before it is
-// still to go, not only what was changed meanwhile.
-func (t *tree) finishTask(k *Task, done bool) {
+// finishTask takes a task off its node and lets the node be planned again. Once the aim is reached, only what was changed since
+// there is one is still to go. A task that was not committed ends the aim: there may be other names now.
+func (t *tree) finishTask(k *Task, committed bool) {
 	n := k.n
 	for _, key := range k.keys() {
 		delete(t.busy, key)
 	}
 	n.running = nil
-	if done && n.prepared && n.nextChanged != 0 {
+	if committed && !t.complete(n) {
+		return
+	}
+	if committed && n.nextChanged != 0 {
 		n.changed, n.first, n.urgent = n.nextChanged, n.nextFirst, false
 	}
-	n.nextChanged, n.prepared = 0, false
+	n.nextChanged, n.aimed = 0, false
 }
 
 // Commit records that the task was carried out and verified; info is the new object's (zero for Move and Purge; for
@@ -84,9 +94,7 @@ func (t *Tree) Commit(k *Task, info s3.Info, moved map[s3.Key]s3.Info, write fun
 		t.lastErr = nil
 	}
 	n.attempts, n.lastErr, n.retry = 0, nil, time.Time{}
-	done := t.complete(n, k)
-	n.urgent = n.urgent && (done || n.nextChanged == 0) // who waits urges again
-	t.finishTask(k, done)
+	t.finishTask(k, true)
 	if t.broken != nil {
 		return t.broken
 	}
@@ -106,18 +114,16 @@ func (t *Tree) Commit(k *Task, info s3.Info, moved map[s3.Key]s3.Info, write fun
 	return nil
 }
 
-// complete says that the bucket shows a node, under all its names and no others, at least as it was when the task was prepared.
-func (t *tree) complete(n *node, k *Task) bool {
-	if len(n.links) == 0 {
+// complete says that the aim is reached: the bucket shows it under all names of a node and no others.
+func (t *tree) complete(n *node) bool {
+	switch {
+	case !n.aimed:
+		return false
+	case len(n.links) == 0 && n != t.root:
 		return len(n.objs) == 0
 	}
 	keys := t.wantKeys(n)
-	for _, key := range keys {
-		if o := n.objAt(key); o == nil || o.unsure || o.metaGen < k.metaGen || n.hasContent() && o.contGen < k.contGen {
-			return false
-		}
-	}
-	return !slices.ContainsFunc(n.objs, func(o object) bool { return o.spill == 0 && !slices.Contains(keys, o.key) })
+	return !slices.ContainsFunc(keys, n.behind) && !slices.ContainsFunc(n.objs, func(o object) bool { return o.spill == 0 && !slices.Contains(keys, o.key) })
 }
 
 // purged notes that a prefix holds no object any more that is not the business of tracked inodes. It stays hidden, and is
@@ -161,8 +167,8 @@ func (t *tree) stored(k *Task, info s3.Info) []*node {
 	n := k.n
 	var changed []*node
 	if m := t.owner[k.Key]; m != nil && k.Cond.IfMatch != "" {
-		if o := m.objAt(k.Key); o.answered && o.etag == k.Cond.IfMatch {
-			t.honest = true
+		if o := m.objAt(k.Key); o.etag == k.Cond.IfMatch {
+			t.honest[o.told] = true
 		}
 	}
 	if m := t.owner[k.Key]; m != nil && m != n {
@@ -175,8 +181,11 @@ func (t *tree) stored(k *Task, info s3.Info) []*node {
 	}
 	if k.Content {
 		n.unspill()
+		if n.sent = nil; len(n.links) > 1 {
+			n.sent, n.sentCont, n.sentMeta = &k.Attr, k.contGen, k.metaGen
+		}
 	}
-	o := object{key: k.Key, etag: info.ETag, size: info.Size, contGen: k.contGen, metaGen: k.metaGen, id: k.Attr.Meta[MetaWriteID], answered: true}
+	o := object{key: k.Key, etag: info.ETag, size: info.Size, contGen: k.contGen, metaGen: k.metaGen, id: k.Attr.Meta[MetaWriteID], told: k.Told}
 	if old := n.objAt(k.Key); old != nil {
 		*old = o
 	} else {
@@ -325,7 +334,7 @@ func (t *Tree) Ours(k *Task, info s3.Info) bool {
 // makes one has a write-id of its own. Some servers name another ETag in their answers than the object then has: what they
 // say counts once a condition on it has held.
 func (t *tree) kept(o *object, info s3.Info) bool {
-	return (t.honest || !o.answered) && o.id != "" && o.id == info.Meta[MetaWriteID] && o.etag != info.ETag
+	return (o.told == Looked || t.honest[o.told]) && o.id != "" && o.id == info.Meta[MetaWriteID] && o.etag != info.ETag
 }
 
 // Marked are the attributes for a copy of an object that Ours shall know by its write-id: those of the object, with one
@@ -385,7 +394,7 @@ func (t *Tree) Recheck(ino inode.Ino, src Source, found *s3.Info) (bool, error) 
 		}
 		return false, nil
 	}
-	b.etag, b.size, b.metaGen, b.id, b.answered = found.ETag, found.Size, 0, found.Meta[MetaWriteID], false
+	b.etag, b.size, b.metaGen, b.id, b.told = found.ETag, found.Size, 0, found.Meta[MetaWriteID], Looked
 	return true, t.append(n)
 }
 
@@ -416,7 +425,7 @@ func (t *tree) adopt(k *Task, info s3.Info) []*node {
 		t.claim(k.Key, n)
 	} else {
 		o := m.objAt(k.Key)
-		o.etag, o.size, o.metaGen, o.unsure, o.spill, o.id, o.answered = info.ETag, info.Size, 0, false, 0, info.Meta[MetaWriteID], false
+		o.etag, o.size, o.metaGen, o.unsure, o.spill, o.id, o.told = info.ETag, info.Size, 0, false, 0, info.Meta[MetaWriteID], Looked
 	}
 	t.schedule(n, t.dueAt(n))
 	return changed

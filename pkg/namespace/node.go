@@ -20,9 +20,9 @@ type object struct {
 	// It is ours when it carries our write-id or has this etag: that of what was to be copied, replaced or removed.
 	unsure bool
 	// id is the write-id of an object that this process has made or looked at. It is not in the journal.
-	// answered says that its ETag is of the answer to a request that made it, and not of a look at it.
-	id       string
-	answered bool
+	// told says what has named its ETag.
+	id   string
+	told Answer
 	// spill is not 0 for an object that holds a part of the file's bytes, sent while the file is written.
 	// at is where in the file it begins.
 	spill uint64
@@ -76,15 +76,20 @@ type node struct {
 	// Of a tracked node: the work that it waits for.
 	changed     uint64 // tree.seq of the oldest change that the bucket does not hold, 0: settled
 	first, last time.Time
-	nextChanged uint64 // as changed and first, of changes made since the running task was prepared
+	nextChanged uint64 // as changed and first, of changes made since there is an aim
 	nextFirst   time.Time
+	aimed       bool // there is an aim: the state that all names are brought to, whatever is changed meanwhile
+	aimCont     uint64
+	aimMeta     uint64
+	sent        *s3.Attributes // of a file with several names: those that its newest bytes were sent with
+	sentCont    uint64         // and the states that they are of
+	sentMeta    uint64
 	urgent      bool
 	spilling    bool // a part of its bytes shall go to an object of its own, to make room
 	early       bool // ... because it grows: there is room
 	whole       bool // that was not possible
 	save        bool // its remote bytes stand where another node must write: move them out of the way
 	running     *Task
-	prepared    bool
 	retry       time.Time
 	attempts    int
 	lastErr     error
@@ -104,6 +109,12 @@ func (n *node) baseGen() uint64 {
 		g = max(g, o.contGen)
 	}
 	return g
+}
+
+// behind says that the object under a name does not show the aim yet.
+func (n *node) behind(key s3.Key) bool {
+	o := n.objAt(key)
+	return o == nil || o.unsure || o.metaGen < n.aimMeta || n.hasContent() && o.contGen < n.aimCont
 }
 
 // base is the object that backs the ranges that are not dirty: if there is a choice, not one that is being deleted.

@@ -77,7 +77,7 @@ func (t *Tree) Wake() <-chan struct{} { return t.wake }
 // object is looked for when the node loses that name. So is one that removes or replaces an object of a node that lives on:
 // if its outcome is lost, that node does not rely on the object any more.
 func (t *tree) start(n *node, k *Task) error {
-	n.running, n.prepared = k, false
+	n.running = k
 	k.Ino, k.n, k.Attempts, k.LastErr = n.attr.Ino, n, n.attempts, n.lastErr
 	for _, key := range k.keys() {
 		t.busy[key] = n
@@ -99,7 +99,7 @@ func (t *tree) start(n *node, k *Task) error {
 		if o.unsure {
 			return nil
 		}
-		*o = object{key: o.key, etag: o.etag, size: o.size, unsure: true, id: o.id, answered: o.answered}
+		*o = object{key: o.key, etag: o.etag, size: o.size, unsure: true, id: o.id, told: o.told}
 	default:
 		return nil
 	}
@@ -121,6 +121,7 @@ func (k *Task) keys() []s3.Key {
 // settled notes that the bucket holds all of a node.
 func (t *tree) settled(n *node) {
 	n.changed, n.nextChanged, n.urgent, n.attempts, n.lastErr, n.save = 0, 0, false, 0, nil, false
+	n.aimed, n.sent = false, nil
 	delete(t.unsettled, n)
 	delete(t.waiting, n)
 	if n.heapIndex >= 0 {
@@ -146,8 +147,9 @@ func (t *tree) plan(n *node) (*Task, verdict) {
 		return t.planDelete(n, nil, ended)
 	}
 	keys := t.wantKeys(n)
-	if n.hasContent() && !slices.ContainsFunc(keys, func(key s3.Key) bool { o := n.objAt(key); return o == nil || o.unsure || o.contGen < n.baseGen() }) {
-		// What is written again and again may be sent again and again: old names do not wait for the end of that.
+	if n.attempts == 0 && n.hasContent() && !slices.ContainsFunc(keys, func(key s3.Key) bool { o := n.objAt(key); return o == nil || o.unsure || o.contGen < n.baseGen() }) {
+		// What is written again and again may be sent again and again: old names do not wait for the end of that. Nor does it
+		// wait for one that cannot be removed.
 		if k, _ := t.planDelete(n, keys, inSync); k != nil {
 			return k, inSync
 		}
@@ -170,6 +172,23 @@ func (t *tree) planWrite(n *node, keys []s3.Key) (*Task, verdict) {
 	if i := slices.IndexFunc(keys, func(k s3.Key) bool { return n.objAt(k) != nil }); i > 0 {
 		keys = slices.Clone(keys)
 		keys[0], keys[i] = keys[i], keys[0]
+	}
+	if stale {
+		if k := t.planAgain(n, keys); k != nil {
+			return k, inSync
+		}
+	}
+	if n.aimed && !stale {
+		keys = slices.Clone(keys)
+		slices.SortStableFunc(keys, func(a, b s3.Key) int {
+			switch x, y := n.behind(a), n.behind(b); {
+			case x == y:
+				return 0
+			case x:
+				return -1
+			}
+			return 1
+		})
 	}
 	for _, key := range keys {
 		o := n.objAt(key)
@@ -194,6 +213,26 @@ func (t *tree) planWrite(n *node, keys []s3.Key) (*Task, verdict) {
 		return k, inSync
 	}
 	return nil, inSync
+}
+
+// planAgain brings what a file's newest object has to the names that are behind it. Else the first name of a file that is
+// written all the time would be sent again and again, and the others would wait for the end of that.
+func (t *tree) planAgain(n *node, keys []s3.Key) *Task {
+	if !n.aimed || n.sent == nil || n.sentCont != n.baseGen() || n.sentCont < n.aimCont || n.sentMeta < n.aimMeta {
+		return nil
+	}
+	i := slices.IndexFunc(keys, func(key s3.Key) bool { o := n.objAt(key); return o != nil && !o.unsure && o.contGen == n.sentCont })
+	if i < 0 {
+		return nil
+	}
+	from := n.objAt(keys[i])
+	for _, key := range keys {
+		k := &Task{Verb: Copy, Key: key, Source: Source{from.key, from.etag, from.size}, again: true, contGen: n.sentCont}
+		if key != from.key && n.behind(key) && t.free(n, k) {
+			return k
+		}
+	}
+	return nil
 }
 
 // free says that a node may write k.Key now, and fills the task's condition.

@@ -28,6 +28,16 @@ const (
 	Spill
 )
 
+// Answer is what has named an object's ETag.
+type Answer int
+
+// Answers.
+const (
+	Looked   Answer = iota // a look at the object
+	ToPut                  // the answer to the PUT that made it
+	ToUpload               // the answer to the completion of an upload
+)
+
 // Task is one unit of work for the bucket. Tasks that Next has handed out never touch the same key.
 type Task struct {
 	Verb                 Verb
@@ -43,10 +53,12 @@ type Task struct {
 	Body                 []byte        // Put without Content: symlink target, or nothing
 	Source               Source        // Copy: from where. Put: the object behind missing ranges; Key "" when there is none. Delete: what to remove
 	SrcPrefix, DstPrefix s3.Key
-	Attempts             int   // failures so far
-	LastErr              error // the last one
+	Told                 Answer // Put and Copy: what names the ETag of the new object, to be set before Commit
+	Attempts             int    // failures so far
+	LastErr              error  // the last one
 
 	n       *node
+	again   bool   // Copy: of what was sent to another name, attributes and all, though the file was changed since
 	contGen uint64 // the state of the bytes and attributes that the object will have
 	metaGen uint64
 }

@@ -58,7 +58,7 @@ type tree struct {
 	unsettled map[*node]struct{}
 	wake      chan struct{}
 	lastErr   error
-	honest    bool // a condition on an ETag that was in an answer has held
+	honest    [ToUpload + 1]bool // by what has named an ETag: a condition on it has held
 
 	idle *list.List  // of *node
 	gone []inode.Ino // to be told once mu is released
@@ -445,7 +445,7 @@ func (t *tree) touch(n *node, now time.Time) {
 	if n.changed == 0 {
 		n.changed, n.first = t.seq, now
 		t.unsettled[n] = struct{}{}
-	} else if n.running != nil && n.prepared && n.nextChanged == 0 {
+	} else if n.aimed && n.nextChanged == 0 {
 		n.nextChanged, n.nextFirst = t.seq, now
 	}
 	t.schedule(n, t.dueAt(n))

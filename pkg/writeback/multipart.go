@@ -325,6 +325,7 @@ func (e *Executor) complete(ctx context.Context, k *namespace.Task, id s3.Upload
 		if settled = err != nil; settled {
 			return e.settle(ctx, k, size, err)
 		}
+		k.Told = namespace.ToUpload
 		return info, nil
 	})
 	info.Size = size

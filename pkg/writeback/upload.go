@@ -96,7 +96,7 @@ func (e *Executor) putBody(ctx context.Context, k *namespace.Task, body s3.Body)
 	if err != nil {
 		return e.settle(ctx, k, body.Size, err)
 	}
-	info.Size = body.Size
+	info.Size, k.Told = body.Size, namespace.ToPut
 	return info, nil
 }
 
