@@ -152,3 +152,33 @@ func FuzzDecodeLease(f *testing.F) {
 		}
 	})
 }
+
+func TestRecordIsAskedForAgain(t *testing.T) {
+	for name, fault := range map[string]s3fault.Action{"corrupt": s3fault.CorruptBody(), "short": s3fault.ShortBody(3)} {
+		t.Run(name, func(t *testing.T) {
+			b := s3fault.New(s3mem.New("bucket"))
+			want := lease()
+			if _, err := volmeta.WriteLease(t.Context(), b, "", want, ""); err != nil {
+				t.Fatal(err)
+			}
+			bad, asked := 4, 0
+			b.Fault = func(op s3fault.Op) s3fault.Action {
+				if op.Name != "Get" {
+					return s3fault.Action{}
+				}
+				if asked++; asked > bad {
+					return s3fault.Action{}
+				}
+				return fault
+			}
+			l, _, err := volmeta.ReadLease(t.Context(), b, "")
+			if err != nil || l.Epoch != want.Epoch || asked != 5 {
+				t.Errorf("read after %d requests: %+v, %v", asked, l, err)
+			}
+			bad, asked = 100, 0
+			if _, _, err = volmeta.ReadLease(t.Context(), b, ""); err == nil || asked != 5 {
+				t.Errorf("read after %d requests: %v", asked, err)
+			}
+		})
+	}
+}

@@ -114,16 +114,12 @@ func Read(ctx context.Context, b s3.Bucket, prefix s3.Key) (Volume, s3.ETag, err
 	return read(ctx, b, Key(prefix), Decode)
 }
 
-// read fetches a record and decodes it.
+// read fetches a record and decodes it. A body that does not arrive as it was sent is asked for again.
 func read[T any](ctx context.Context, b s3.Bucket, key s3.Key, decode func([]byte) (T, error)) (T, s3.ETag, error) {
 	var none T
-	body, info, err := b.Get(ctx, key, nil, "")
-	if err != nil {
-		return none, "", err
-	}
-	data, err := io.ReadAll(io.LimitReader(body, maxRecord+1))
-	if cerr := body.Close(); err == nil && len(data) <= maxRecord {
-		err = cerr
+	data, tag, err := get(ctx, b, key)
+	for again := 1; again < readAttempts && (errors.Is(err, s3.ErrCorrupt) || errors.Is(err, errBody)) && ctx.Err() == nil; again++ {
+		data, tag, err = get(ctx, b, key)
 	}
 	if err != nil {
 		return none, "", err
@@ -135,7 +131,28 @@ func read[T any](ctx context.Context, b s3.Bucket, key s3.Key, decode func([]byt
 	if err != nil {
 		return none, "", fmt.Errorf("%s/%q: %w", b.Name(), string(key), err)
 	}
-	return v, info.ETag, nil
+	return v, tag, nil
+}
+
+// readAttempts is how often a record is asked for whose body does not arrive as it was sent.
+const readAttempts = 5
+
+// errBody: an answer began well, and its body did not arrive.
+var errBody = errors.New("the body did not arrive")
+
+func get(ctx context.Context, b s3.Bucket, key s3.Key) ([]byte, s3.ETag, error) {
+	body, info, err := b.Get(ctx, key, nil, "")
+	if err != nil {
+		return nil, "", err
+	}
+	data, err := io.ReadAll(io.LimitReader(body, maxRecord+1))
+	if cerr := body.Close(); err == nil && len(data) <= maxRecord {
+		err = cerr
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("%w: %w", errBody, err)
+	}
+	return data, info.ETag, nil
 }
 
 // Create stores the record of a volume that has none; s3.ErrPrecondition says that it has one, which may be the one of

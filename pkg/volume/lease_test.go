@@ -33,6 +33,7 @@ type member struct {
 	wire   *s3fault.Bucket
 	script atomic.Pointer[func(s3fault.Op) s3fault.Action]
 	skew   atomic.Int64 // of its clock, in nanoseconds
+	fit    func(*lease) // changes the lease of a mount before it is kept
 
 	mu        sync.Mutex
 	incidents []string        // guarded by mu
@@ -81,6 +82,9 @@ func (m *member) mount() error {
 	}
 	if err := c.acquire(m.t.Context(), m.spec.LeaseWait); err != nil {
 		return errors.Join(err, c.close(m.t.Context()))
+	}
+	if m.fit != nil {
+		m.fit(c.lease)
 	}
 	c.start(context.Background())
 	m.core = c
