@@ -171,7 +171,7 @@ func (t *tree) canMove(n *node, dst s3.Key) bool {
 // has copies there with which what it has left is to be compared.
 func (t *tree) movable(n *node) bool {
 	compared := func(d *node) bool {
-		return d != n && slices.ContainsFunc(d.purges, func(p purge) bool { return p.dst != "" && isUnder(p.dst, n.origin) })
+		return d != n && slices.ContainsFunc(d.purges, func(p purge) bool { return p.dst != "" && overlap(p.dst, n.origin) })
 	}
 	return !t.anyBusy(n.origin) && !t.anyMoved(compared)
 }
