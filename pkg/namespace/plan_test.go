@@ -174,6 +174,25 @@ func (w *world) place(name string) (dir inode.Ino, base string, version uint64, 
 	return dir, base, res.Version, true
 }
 
+// everything looks up all names that there ever were.
+func (w *world) everything() {
+	names := map[string]bool{}
+	for _, e := range w.all {
+		for name := range e.names {
+			names[name] = true
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		behind := false // a file
+		for dir, _ := split(name); dir != ""; dir, _ = split(dir) {
+			behind = behind || w.names[strings.TrimSuffix(dir, "/")] != nil
+		}
+		if !behind {
+			w.lookup(name)
+		}
+	}
+}
+
 // pick chooses a name that exists, of a kind; "" when there is none.
 func (w *world) pick(want func(name string, e *entry) bool) string {
 	var names []string
@@ -434,6 +453,7 @@ func (w *world) live() {
 		default:
 			clear(w.open)
 			w.kill()
+			w.everything()
 		}
 	}
 	for len(w.open) > 0 {
