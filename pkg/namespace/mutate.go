@@ -391,16 +391,18 @@ func (t *tree) leavePlace(n *node) {
 			n.purges = append(n.purges, purge{src: place})
 		}
 	}
-	// Where another directory has left, or is on its way, it sees to all that is there.
 	want := t.wantPrefix(n)
-	leave(want, func(prefix s3.Key) bool { return prefix != "" && isUnder(want, prefix) })
 	if p, ok := t.remotePrefix(n.links[0].dir); ok {
 		// Where its parent is looked for, one that sees to a place further up does not hide this one.
 		there := p + s3.Key(n.links[0].name) + "/"
-		if there != want {
-			leave(there, func(prefix s3.Key) bool { return prefix == there })
+		leave(there, func(prefix s3.Key) bool { return prefix == there })
+		if there == want {
+			t.noteMoved(n)
+			return
 		}
 	}
+	// Elsewhere another directory that has left, or is on its way, sees to all that is there.
+	leave(want, func(prefix s3.Key) bool { return prefix != "" && isUnder(want, prefix) })
 	t.noteMoved(n)
 }
 
