@@ -13,8 +13,9 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/s3"
 )
 
-// Prepare fills the attributes from the inode as it is now; those of a Spill are the write-id alone. For Content it is called before the snapshot is taken: what
-// is written after Prepare makes the inode dirty again, whether the snapshot has it or not.
+// Prepare fills the attributes from the inode as it is now; those of a Spill are the write-id alone, and a Copy of what another
+// name was sent has the attributes that were sent with it. For Content it is called before the snapshot is taken: what is
+// written after Prepare makes the inode dirty again, whether the snapshot has it or not.
 func (t *Tree) Prepare(k *Task) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

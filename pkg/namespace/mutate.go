@@ -392,17 +392,16 @@ func (t *tree) leavePlace(n *node) {
 		}
 	}
 	want := t.wantPrefix(n)
-	if p, ok := t.remotePrefix(n.links[0].dir); ok {
+	p, remote := t.remotePrefix(n.links[0].dir)
+	there := p + s3.Key(n.links[0].name) + "/"
+	if remote {
 		// Where its parent is looked for, one that sees to a place further up does not hide this one.
-		there := p + s3.Key(n.links[0].name) + "/"
 		leave(there, func(prefix s3.Key) bool { return prefix == there })
-		if there == want {
-			t.noteMoved(n)
-			return
-		}
 	}
-	// Elsewhere another directory that has left, or is on its way, sees to all that is there.
-	leave(want, func(prefix s3.Key) bool { return prefix != "" && isUnder(want, prefix) })
+	if !remote || there != want {
+		// Elsewhere another directory that has left, or is on its way, sees to all that is there.
+		leave(want, func(prefix s3.Key) bool { return prefix != "" && isUnder(want, prefix) })
+	}
 	t.noteMoved(n)
 }
 

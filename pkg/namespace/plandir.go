@@ -152,11 +152,13 @@ func (t *tree) canMove(n *node, dst s3.Key) bool {
 		crosses := func(prefix s3.Key) bool {
 			return prefix != "" && (overlap(prefix, dst) || !inside && overlap(prefix, n.origin))
 		}
-		if inside && crosses(d.heading) {
-			t.askAway(d, n) // it waits for n to be there first
+		if crosses(d.heading) {
+			if inside {
+				t.askAway(d, n) // it waits for n to be there first
+			}
 			return false
 		}
-		if crosses(d.heading) || slices.ContainsFunc(d.purges, func(p purge) bool { return first(p) && (crosses(p.src) || crosses(p.dst)) }) {
+		if slices.ContainsFunc(d.purges, func(p purge) bool { return first(p) && (crosses(p.src) || crosses(p.dst)) }) {
 			return false
 		}
 		if d.origin != "" && len(d.links) > 0 && d.origin != t.wantPrefix(d) && overlap(d.origin, dst) {

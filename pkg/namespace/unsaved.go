@@ -21,6 +21,9 @@ type Unsaved struct {
 	Below s3.Key
 }
 
+// Due says that something of it can still get into the bucket: not so of what was removed and never got there.
+func (u Unsaved) Due() bool { return u.Moved || len(u.Paths) > 0 && (u.New || u.Bytes || u.Attributes) }
+
 // Unsaved lists what the bucket does not have, and the directories above it. Parents come before their children.
 func (t *Tree) Unsaved() []Unsaved {
 	t.mu.Lock()
@@ -43,13 +46,13 @@ func (t *Tree) Unsaved() []Unsaved {
 	return list
 }
 
-// AnyUnsaved says that the bucket lacks something that can still get there. What was removed, and never got there, does not
-// count, though a program has it open. It looks only at what waits.
+// AnyUnsaved says that an inode is Due, or that an object which a request without an answer may have made is still to be
+// removed. It looks only at what waits for write-back, in memory, and may be called at any time.
 func (t *Tree) AnyUnsaved() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for n := range t.unsettled {
-		if u := t.unsaved(n); u.Moved || len(u.Paths) > 0 && (u.New || u.Bytes || u.Attributes) {
+		if t.unsaved(n).Due() {
 			return true
 		}
 		// What was sent, and is to be removed again, may be there.

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -126,7 +127,7 @@ func openOn(fsys disk.FS, boot string, spec Spec) (*core, error) {
 		return nil, errors.Join(err, lock.Close())
 	}
 	if c.lease != nil {
-		c.lease.stale = id.Leased && c.unsaved() > 0
+		c.lease.stale = id.Leased && slices.ContainsFunc(c.tree.Unsaved(), namespace.Unsaved.Due)
 	}
 	return c, nil
 }
@@ -151,8 +152,8 @@ func assemble(fsys disk.FS, id identity, spec Spec) *core {
 	if policy.Access != vfs.ReadWriteMany && policy.Access != vfs.ReadOnlyMany && !policy.ReadOnly {
 		c.lease = c.newLease(spec)
 		admit, announce, drained = c.lease.admit, c.lease.announce, c.lease.drained
-		sent = fenced{c.bucket, c.lease, false}
-		c.asked = fenced{c.asked, c.lease, true}
+		sent = fenced{Bucket: c.bucket, lease: c.lease}
+		c.asked = fenced{Bucket: c.asked, lease: c.lease, aside: true}
 	}
 	dirMode := uint32(o.DirMode.Perm())
 	if o.DirMode&os.ModeSetgid != 0 {
@@ -213,16 +214,6 @@ func (c *core) newLease(spec Spec) *lease {
 	}
 	l.init()
 	return l
-}
-
-// unsaved counts what the bucket does not have. What was removed and never got there does not count.
-func (c *core) unsaved() (n int) {
-	for _, u := range c.tree.Unsaved() {
-		if u.Moved || len(u.Paths) > 0 && (u.New || u.Bytes || u.Attributes) {
-			n++
-		}
-	}
-	return n
 }
 
 // forfeit hears that the volume is another node's now: nothing of this cache may go to the bucket any more.

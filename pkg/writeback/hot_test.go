@@ -20,10 +20,7 @@ func TestFlushOfHotFileWithTwoNames(t *testing.T) {
 			r := newRig(t, small)
 			ino := r.create("f")
 			r.write(ino, 0, []byte("old"))
-			res, err := r.tree.Resolve(inode.Root, "g")
-			r.ok(err)
-			_, err = r.tree.Link(namespace.Op{}, ino, inode.Root, "g", res.Version)
-			r.ok(err)
+			r.link(ino, "g")
 			r.flush()
 			var n atomic.Int32
 			change := func() {
@@ -141,10 +138,7 @@ func TestHotFileWithTwoNamesIsPaced(t *testing.T) {
 	r.kill()
 	ino := r.create("f")
 	r.write(ino, 0, []byte("old"))
-	res, err := r.tree.Resolve(inode.Root, "g")
-	r.ok(err)
-	_, err = r.tree.Link(namespace.Op{}, ino, inode.Root, "g", res.Version)
-	r.ok(err)
+	r.link(ino, "g")
 	r.flush()
 	r.faulty(func(s3fault.Op) s3fault.Action { return s3fault.Delay(5 * time.Millisecond) })
 	before := r.faults.Count("Put") + r.faults.Count("Copy")

@@ -202,6 +202,15 @@ func (r *rig) create(name string) inode.Ino {
 	return r.make(inode.Root, name, inode.ModeRegular|0o644)
 }
 
+// link gives a file another name, in the root.
+func (r *rig) link(ino inode.Ino, name string) {
+	r.t.Helper()
+	res, err := r.tree.Resolve(inode.Root, name)
+	r.ok(err)
+	_, err = r.tree.Link(namespace.Op{}, ino, inode.Root, name, res.Version)
+	r.ok(err)
+}
+
 // learn enters a file that the bucket has.
 func (r *rig) learn(name string) inode.Ino {
 	r.t.Helper()

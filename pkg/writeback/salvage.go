@@ -16,8 +16,6 @@ func (e *Executor) recheck(k *namespace.Task, cause *error) (gone bool, found *s
 	var lost *sourceError
 	var taken *takenError
 	switch {
-	case k.SrcPrefix != "":
-		return false, nil // of a directory: one object less in it, or another, is no reason to end it
 	case errors.As(*cause, &lost) && k.Source.Key == "":
 		return true, nil
 	case errors.As(*cause, &lost):
@@ -70,7 +68,6 @@ func (e *Executor) setAside(ctx context.Context, o s3.Info, kept s3.Key) error {
 	case err != nil:
 		return err
 	}
-	e.log.Warn("an object stood where a directory moves to", "key", string(o.Key), "kept", string(kept))
 	if e.opt.Aside != nil {
 		e.opt.Aside(o.Key, kept)
 	}

@@ -281,7 +281,9 @@ func (e *Executor) refuse(k *namespace.Task, err error) error {
 		e.tree.Drop(k)
 		return nil
 	case k.SrcPrefix != "":
-		// Of a directory, so it is one of its objects that others changed: the next attempt sees what is there now.
+		// Of a directory. What others changed is one of its objects, and no reason to end it: the next attempt sees what is
+		// there now.
+		return e.retry(k, err)
 	case errors.As(err, &taken) && taken.ours:
 		e.tree.Adopt(k, *taken.found)
 		return nil
@@ -289,21 +291,20 @@ func (e *Executor) refuse(k *namespace.Task, err error) error {
 	if gone, found := e.recheck(k, &err); gone {
 		return e.salvage(k, found, err)
 	}
-	switch {
-	case k.SrcPrefix == "" && errors.As(err, &taken):
-		kept, cerr := e.conflict(k, taken.found)
+	if errors.As(err, &taken) {
+		kept, cerr := e.told(k, func() (string, error) { return e.tree.Conflict(k, taken.found) })
 		e.log.Warn("object was changed by others", "ino", k.Ino, "key", string(k.Key), "kept", kept, "err", err)
 		return cerr
 	}
+	return e.retry(k, err)
+}
+
+// retry puts a task that failed back, for a while, and returns err.
+func (e *Executor) retry(k *namespace.Task, err error) error {
 	wait := backoff(k.Attempts)
 	e.tree.Fail(k, err, e.opt.Now().Add(wait))
 	e.log.Warn("write-back failed", "ino", k.Ino, "key", string(k.Key), "attempt", k.Attempts+1, "retry", wait, "err", err)
 	return err
-}
-
-// conflict ends a task in the tree.
-func (e *Executor) conflict(k *namespace.Task, found *s3.Info) (kept string, err error) {
-	return e.told(k, func() (string, error) { return e.tree.Conflict(k, found) })
 }
 
 // told ends a task by tell. When the file has another name then, Options.Conflict hears of it and it is counted. The
