@@ -26,7 +26,8 @@ func TestVersityGW(t *testing.T) {
 		}
 	})
 	c := client(t, s3sdk.Config{Endpoint: s.Endpoint, Credentials: s3sdk.Credentials{AccessKeyID: s3sdk.Secret(s.AccessKey), SecretAccessKey: s3sdk.Secret(s.SecretKey)}})
-	s3test.Run(t, guarded(opener(c)), s3test.Options{NoOddComponents: true, NoControl: true, NoOverlap: true, NoMarkerBody: true})
+	// It looks up the ETag of a path before it opens the file.
+	s3test.Run(t, guarded(opener(c)), s3test.Options{NoOddComponents: true, NoControl: true, NoOverlap: true, NoMarkerBody: true, RacyTags: true})
 }
 
 func TestMinIO(t *testing.T) {

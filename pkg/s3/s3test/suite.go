@@ -30,6 +30,8 @@ type Options struct {
 	NoContentType bool
 	// RacyConditions: of concurrent Puts under the same condition more than one may win.
 	RacyConditions bool
+	// RacyTags: a Get that meets a Put of the same key may answer with the bytes of one object and the ETag of the other.
+	RacyTags bool
 }
 
 // minPart is the least size in bytes of a part that is not the last.
