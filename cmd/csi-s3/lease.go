@@ -88,6 +88,8 @@ func describe(l volmeta.Lease) string {
 		return "broken " + since + ", held by nobody"
 	case l.State == volmeta.LeaseReleased:
 		return "given back by node " + l.Holder + " " + strings.Replace(since, "since", "at", 1)
+	case l.State == volmeta.LeaseDirty && l.DirtyBytes == 0: // names, or bytes that were written since
+		return fmt.Sprintf("held by node %s, with changes that are not in the bucket, as of %s", l.Holder, l.Renewed.Format(time.RFC3339))
 	case l.State == volmeta.LeaseDirty:
 		return fmt.Sprintf("held by node %s, %s of which are not in the bucket, as of %s", l.Holder, config.FormatSize(l.DirtyBytes), l.Renewed.Format(time.RFC3339))
 	}

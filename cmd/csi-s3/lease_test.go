@@ -67,6 +67,7 @@ func TestLease(t *testing.T) {
 		{"none", "", nil, []string{"has no lease"}, 0},
 		{"none to break", "", []string{"--break"}, []string{"has no lease"}, 0},
 		{"dirty", dirty, nil, []string{"epoch 7", "held by node node-1", "4Ki", "2026-01-02T03:04:05Z"}, 7},
+		{"dirty by names", strings.Replace(dirty, "4096", "0", 1), nil, []string{"held by node node-1, with changes that are not in the bucket", "2026-01-02T03:04:05Z"}, 7},
 		{"broken", dirty, []string{"--break"}, []string{"GIVEN UP: what node node-1 has", "4Ki", "(epoch 8)", "1m0s"}, 8},
 		{"given back", released, []string{"--break"}, []string{"given back by node node-1"}, 7},
 	} {

@@ -286,7 +286,7 @@ func (p *process) checkBucket(ctx context.Context, b s3.Bucket, at place) error 
 	case errors.Is(err, s3.ErrUnavailable):
 		return &exitError{exitUnavailable, fmt.Errorf("%s does not answer: check --endpoint and that the server runs (%w)", at.endpoint, err)}
 	}
-	return &exitError{exitRefused, fmt.Errorf("%s does not answer like the S3 server of %s: check --endpoint and --region (%w)", at.endpoint, at, err)}
+	return &exitError{exitRefused, fmt.Errorf("%s does not answer like the S3 server of %s: check --endpoint, --region and the name of the bucket (%w)", at.endpoint, at, err)}
 }
 
 // cacheDir is the directory of this place below the directory of all caches. Its name is a hash, since neither

@@ -76,6 +76,7 @@ func TestMountRefused(t *testing.T) {
 		{"no keys", map[string]string{"HOME": dir}, []string{"s3://b", dir}, exitRefused, "AWS_ACCESS_KEY_ID"},
 		{"endpoint without scheme", keys, []string{"--endpoint", "minio:9000", "s3://b", dir}, exitRefused, "http"},
 		{"no CA file", keys, []string{"--ca-bundle", "/absent.pem", "s3://b", dir}, exitRefused, "CA bundle"},
+		{"name that the server does not take", keys, []string{"--endpoint", answering(t, 400, xml("InvalidBucketName")), "s3://b", dir}, exitRefused, "name of the bucket"},
 		{"missing bucket", keys, []string{"--endpoint", answering(t, 404, xml("NoSuchBucket")), "s3://nobucket", dir}, exitRefused, `no bucket "nobucket"`},
 		{"unknown key", keys, []string{"--endpoint", answering(t, 403, xml("InvalidAccessKeyId")), "s3://b", dir}, exitRefused, "refuses these credentials"},
 		{"wrong secret", keys, []string{"--endpoint", answering(t, 403, xml("SignatureDoesNotMatch")), "s3://b", dir}, exitRefused, "SignatureDoesNotMatch"},
