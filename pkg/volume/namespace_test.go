@@ -1,44 +1,20 @@
 package volume_test
 
 import (
-	"bytes"
 	"os"
-	"os/exec"
-	"syscall"
 	"testing"
+	"time"
+
+	"github.com/csi-s3/csi-s3/test/mountns"
 )
 
-const inNamespace = "CSI_S3_TEST_MOUNT_NAMESPACE"
-
-// ownMounts runs the calling test again, alone, in a mount namespace of its own, and reports whether this is that run.
-// The caller returns when it is not. What such a test mounts nobody else sees, and it is gone with the process, whatever
-// becomes of the test.
+// ownMounts is mountns.Own, beside other tests.
 func ownMounts(t *testing.T) bool {
 	t.Helper()
-	if os.Getenv(inNamespace) != "" {
-		return true
+	if !mountns.Inside() {
+		t.Parallel()
 	}
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("mounts need root")
-		}
-		t.Skip("mounts need root")
-	}
-	t.Parallel()
-	args := []string{"-test.run=^" + t.Name() + "$", "-test.timeout=2m"}
-	if testing.Verbose() {
-		args = append(args, "-test.v")
-	}
-	c := exec.CommandContext(t.Context(), os.Args[0], args...)
-	c.Env = append(os.Environ(), inNamespace+"=1")
-	c.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	out, err := c.CombinedOutput()
-	if err != nil {
-		t.Errorf("%v\n%s", err, out)
-	} else if bytes.Contains(out, []byte("no tests to run")) {
-		t.Errorf("%s did not run", t.Name())
-	}
-	return false
+	return mountns.Own(t, 2*time.Minute)
 }
 
 // needFuse ends a test on a machine without the device. In CI it must be there.

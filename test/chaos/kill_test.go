@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/csi-s3/csi-s3/test/mountns"
 )
 
 // requests are the named points of failure at the server: each kind of request that a mount makes for its changes.
@@ -173,7 +175,7 @@ func (r *rig) atStart(name string, aim func(hit func()) (stop func())) blow {
 		read := make(chan struct{})
 		go func() {
 			defer close(read)
-			for time.Since(begin) < hitWait && mountType(r.t, r.dir) == "" {
+			for time.Since(begin) < hitWait && mountns.Type(r.t, r.dir) == "" {
 				select {
 				case <-hit:
 					return

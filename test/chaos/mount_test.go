@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/s3/s3sdk"
 	"github.com/csi-s3/csi-s3/pkg/volume"
 	"github.com/csi-s3/csi-s3/test/minio"
+	"github.com/csi-s3/csi-s3/test/mountns"
 )
 
 const (
@@ -116,7 +116,7 @@ func (m *mounted) start() time.Duration {
 	begin := time.Now()
 	m.spawn()
 	for {
-		if mountType(m.t, m.dir) != "" {
+		if mountns.Type(m.t, m.dir) != "" {
 			if _, err := os.ReadDir(m.dir); err == nil {
 				return time.Since(begin)
 			}
@@ -140,7 +140,7 @@ func (m *mounted) stop() {
 		m.t.Errorf("csi-s3 mount ended: %v", err)
 	}
 	m.cmd = nil
-	if fs := mountType(m.t, m.dir); fs != "" {
+	if fs := mountns.Type(m.t, m.dir); fs != "" {
 		m.t.Errorf("a mount of type %s is left", fs)
 		m.detach()
 	}
@@ -159,7 +159,7 @@ func (m *mounted) reap() {
 // detach takes a dead mount away, if there is one.
 func (m *mounted) detach() {
 	m.t.Helper()
-	if mountType(m.t, m.dir) == "" {
+	if mountns.Type(m.t, m.dir) == "" {
 		return
 	}
 	if err := syscall.Unmount(m.dir, syscall.MNT_DETACH); err != nil {
@@ -184,21 +184,4 @@ func (m *mounted) status() (s volume.Status) {
 		return volume.Status{}
 	}
 	return s
-}
-
-// mountType is the type of the file system that is mounted on dir, "" when there is none.
-func mountType(t *testing.T, dir string) string {
-	t.Helper()
-	text, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	found := ""
-	for line := range strings.Lines(string(text)) {
-		before, after, _ := strings.Cut(line, " - ")
-		if strings.Fields(before)[4] == dir {
-			found = strings.Fields(after)[0]
-		}
-	}
-	return found
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/csi-s3/csi-s3/test/mountns"
 )
 
 const (
@@ -117,7 +119,7 @@ func (d *disk) attach() (*os.File, error) {
 
 func (d *disk) unmount() {
 	d.t.Helper()
-	if mountType(d.t, d.dir) == "" {
+	if mountns.Type(d.t, d.dir) == "" {
 		return
 	}
 	if err := syscall.Unmount(d.dir, 0); err != nil {
@@ -166,7 +168,7 @@ func (b *boots) reboot() {
 	if err := os.WriteFile(b.file, []byte(text), 0o644); err != nil {
 		b.t.Fatal(err)
 	}
-	if mountType(b.t, bootIDFile) == "" {
+	if mountns.Type(b.t, bootIDFile) == "" {
 		return
 	}
 	if got, err := os.ReadFile(bootIDFile); err != nil || string(got) != text {

@@ -2,20 +2,18 @@ package chaos_test
 
 import (
 	"bytes"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
-)
+	"time"
 
-const inNamespace = "CSI_S3_TEST_MOUNT_NAMESPACE"
+	"github.com/csi-s3/csi-s3/test/mountns"
+)
 
 // soak says that the long figures are wanted, not the short ones of every change.
 func soak() bool { return os.Getenv("CSI_S3_SOAK") != "" }
@@ -31,55 +29,14 @@ func figure(variable string, n int) int {
 	return n
 }
 
-// ownMounts runs the calling test again, alone, in a mount namespace of its own, and reports whether this is that run.
-// The caller returns when it is not. needs are commands beside root and /dev/fuse.
+// ownMounts is mountns.Own for a test that mounts by FUSE.
 func ownMounts(t *testing.T, needs ...string) bool {
 	t.Helper()
-	if os.Getenv(inNamespace) != "" {
-		// The processes that the test starts are killed when the thread ends that started them.
-		runtime.LockOSThread()
-		return true
-	}
-	missing := func(what string) {
-		t.Helper()
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("needed: root and %s", what)
-		}
-		t.Skipf("needed: root and %s", what)
-	}
-	if _, err := os.Stat("/dev/fuse"); err != nil || os.Geteuid() != 0 {
-		missing("/dev/fuse")
-	}
-	for _, command := range needs {
-		if _, err := exec.LookPath(command); err != nil {
-			missing(command)
-		}
-	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	timeout := "18m"
+	timeout := 18 * time.Minute
 	if soak() {
-		timeout = "3h"
+		timeout = 3 * time.Hour
 	}
-	c := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.timeout="+timeout, "-test.v")
-	c.Env = append(os.Environ(), inNamespace+"=1")
-	c.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	var out bytes.Buffer
-	c.Stdout = &out
-	if testing.Verbose() {
-		c.Stdout = io.MultiWriter(os.Stdout, &out) // a long run is looked at while it lasts
-	}
-	c.Stderr = c.Stdout
-	err := c.Run()
-	if err != nil && !testing.Verbose() {
-		t.Logf("%s", out.Bytes())
-	}
-	if err != nil {
-		t.Error(err)
-	} else if bytes.Contains(out.Bytes(), []byte("no tests to run")) {
-		t.Errorf("%s did not run", t.Name())
-	}
-	return false
+	return mountns.Own(t, timeout, append(needs, "/dev/fuse")...)
 }
 
 // nothingLeft fails the test when it leaves a mount, a loop device or a process behind. It is called before all else.

@@ -19,6 +19,7 @@ import (
 	"github.com/csi-s3/csi-s3/pkg/s3"
 	"github.com/csi-s3/csi-s3/pkg/s3/s3sdk"
 	"github.com/csi-s3/csi-s3/test/minio"
+	"github.com/csi-s3/csi-s3/test/mountns"
 )
 
 // soak says that the long figures are wanted, not the short ones of every change.
@@ -106,7 +107,7 @@ func (m *mounted) start() {
 		m.t.Fatal(err)
 	}
 	deadline := time.Now().Add(30 * time.Second)
-	for mountType(m.t, m.dir) == "" {
+	for mountns.Type(m.t, m.dir) == "" {
 		if time.Now().After(deadline) {
 			m.t.Fatalf("no mount:\n%s", m.log)
 		}
@@ -129,7 +130,7 @@ func (m *mounted) stop() {
 		m.t.Errorf("csi-s3 mount ended: %v", err)
 	}
 	m.cmd = nil
-	if fs := mountType(m.t, m.dir); fs != "" {
+	if fs := mountns.Type(m.t, m.dir); fs != "" {
 		m.t.Errorf("a mount of type %s is left", fs)
 	}
 }
@@ -268,21 +269,4 @@ func (m *mounted) memory() (total int64) {
 		}
 	}
 	return total
-}
-
-// mountType is the type of the file system that is mounted on dir, "" when there is none.
-func mountType(t *testing.T, dir string) string {
-	t.Helper()
-	text, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	found := ""
-	for line := range strings.Lines(string(text)) {
-		before, after, _ := strings.Cut(line, " - ")
-		if strings.Fields(before)[4] == dir {
-			found = strings.Fields(after)[0]
-		}
-	}
-	return found
 }

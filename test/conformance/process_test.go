@@ -3,12 +3,9 @@ package conformance_test
 import (
 	"bytes"
 	"context"
-	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,49 +17,13 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/csi-s3/csi-s3/test/minio"
+	"github.com/csi-s3/csi-s3/test/mountns"
 )
 
-const inNamespace = "CSI_S3_TEST_MOUNT_NAMESPACE"
-
-// ownMounts runs the calling test again, alone, in a mount namespace of its own, and reports whether this is that run.
-// The caller returns when it is not.
+// ownMounts is mountns.Own for a test that mounts by FUSE.
 func ownMounts(t *testing.T) bool {
 	t.Helper()
-	if os.Getenv(inNamespace) != "" {
-		// The processes that the test starts are killed when the thread ends that started them.
-		runtime.LockOSThread()
-		return true
-	}
-	for _, need := range []string{"/dev/fuse"} {
-		if _, err := os.Stat(need); err != nil || os.Geteuid() != 0 {
-			if os.Getenv("CI") == "true" {
-				t.Fatalf("the driver's mounts need root and %s", need)
-			}
-			t.Skipf("the driver's mounts need root and %s", need)
-		}
-	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	timeout := fmt.Sprintf("-test.timeout=%dm", scale(10, 60))
-	c := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", timeout, "-test.v")
-	c.Env = append(os.Environ(), inNamespace+"=1")
-	c.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	var out bytes.Buffer
-	c.Stdout = &out
-	if testing.Verbose() {
-		c.Stdout = io.MultiWriter(os.Stdout, &out) // a long run is looked at while it lasts
-	}
-	c.Stderr = c.Stdout
-	err := c.Run()
-	if err != nil && !testing.Verbose() {
-		t.Logf("%s", out.Bytes())
-	}
-	if err != nil {
-		t.Error(err)
-	} else if bytes.Contains(out.Bytes(), []byte("no tests to run")) {
-		t.Errorf("%s did not run", t.Name())
-	}
-	return false
+	return mountns.Own(t, time.Duration(scale(10, 60))*time.Minute, "/dev/fuse")
 }
 
 // process is a csi-s3 driver with its directories.

@@ -141,7 +141,7 @@ func TestSecondNode(t *testing.T) {
 	for name, tale := range map[string]func(*pair){"unsaved": (*pair).unsaved, "dead": (*pair).dead, "stopped": (*pair).stopped} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			runtime.LockOSThread() // as in ownMounts
+			runtime.LockOSThread() // as in mountns.Own
 			tale(newPair(t))
 		})
 	}

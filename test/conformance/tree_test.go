@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/csi-s3/csi-s3/test/mountns"
 )
 
 // TestTree: a real tree of thousands of files is the same after cp -a, and again when only the bucket is left of it.
@@ -224,7 +226,7 @@ func TestTwoMounts(t *testing.T) {
 	}
 	a, b := newMounted(t, ""), newMounted(t, "")
 	for i, m := range []*mounted{a, b} {
-		if got := mountType(t, m.dir); got != "fuse.csi-s3" {
+		if got := mountns.Type(t, m.dir); got != "fuse.csi-s3" {
 			t.Errorf("type %q", got)
 		}
 		if err := os.WriteFile(filepath.Join(m.dir, "who"), []byte{byte('a' + i)}, 0o644); err != nil {
